@@ -1,0 +1,296 @@
+"""A model as it is kept, moved and served: `model.onnx` and the `manifest.json` beside it.
+
+Loading a model never runs code from it: no pickle, operators from an allow-list only, no second file, a size
+cap, and a digest checked on the very bytes the session is built from.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from modelkit import files
+
+MODEL_FILE, MANIFEST_FILE = "model.onnx", "manifest.json"
+SCHEMA_VERSION = 1
+SIZE_CAP = 256 * 2**20  # bytes
+OPERATORS = {"Cast", "Sub", "Mul", "Gemm", "Relu", "Tanh", "Sigmoid", "Softmax"}
+ACTIVATIONS = {"relu": "Relu", "tanh": "Tanh", "logistic": "Sigmoid", "identity": None}
+CONTRACT = "nas.contract"  # the metadata key of model.onnx under which the digest covers input and classes
+_NEXT = ".manifest.next"
+_OPSET, _IR_VERSION = 17, 8
+
+Array = npt.NDArray[Any]
+
+
+class ArtifactError(Exception):
+    """A model that can't be trusted or used; the message says which and why."""
+
+
+class Feature(msgspec.Struct, frozen=True):
+    """One column of a table, with the range seen in training."""
+
+    name: str
+    min: float
+    max: float
+
+
+class Input(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a model takes: rows of `shape`, of `dtype`; an `image`'s height and width, or a table's `features`."""
+
+    dtype: Literal["uint8", "float32"]
+    shape: list[int]
+    name: str = "input"
+    image: list[int] | None = None
+    features: list[Feature] | None = None
+
+
+class Scores(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Accuracy (0 to 1) and mean cross-entropy (nats) over `rows` rows; `estimator` says how they were set apart."""
+
+    accuracy: float
+    loss: float
+    rows: int
+    estimator: Literal["holdout", "cv", "test"]
+
+
+class Metrics(msgspec.Struct, frozen=True):
+    """Scores of the saved epoch. The test set is scored once, at the trial's end: None before."""
+
+    validation: Scores
+    test: Scores | None = None
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where a model comes from and what it needs. `digest` is the sha256 of model.onnx, `size` its bytes."""
+
+    schema_version: int = SCHEMA_VERSION
+    model: str
+    digest: str
+    size: int
+    input: Input
+    classes: list[str]
+    metrics: Metrics
+    experiment: str
+    trial: str
+    parameters: dict[str, str]
+    seed: int
+    epoch: int
+    epochs_run: int
+    data_digest: str
+    versions: dict[str, str]
+    created: str
+    parent: str | None = None
+
+
+class Model:
+    """A verified model, ready to predict."""
+
+    def __init__(self, manifest: Manifest, data: bytes, threads: int) -> None:
+        self.manifest = manifest
+        self._session = _session(data, threads)
+
+    def predict(self, rows: Array) -> npt.NDArray[np.float32]:
+        """Probabilities [N, classes] for rows [N, *shape] of the input's dtype. Thread-safe."""
+        result: npt.NDArray[np.float32] = self._session.run(None, {self.manifest.input.name: rows})[0]
+        return result
+
+    def score(self, rows: Array, labels: Array, estimator: Literal["holdout", "cv", "test"]) -> Scores:
+        """Scores on rows [N, *shape] with class indices `labels` [N]."""
+        return score([self.predict(rows)], [labels], estimator)
+
+
+def predict(data: bytes, rows: Array) -> npt.NDArray[np.float32]:
+    """Probabilities [N, classes] by the model file `data`, exactly as a server computes them (one thread)."""
+    session = _session(data, threads=1)
+    result: npt.NDArray[np.float32] = session.run(None, {session.get_inputs()[0].name: rows})[0]
+    return result
+
+
+def score(
+    probabilities: Sequence[Array], labels: Sequence[Array], estimator: Literal["holdout", "cv", "test"]
+) -> Scores:
+    """Pool predictions [N, classes] and class indices [N] of one or several splits.
+
+    Raises ArtifactError when a probability is not finite.
+    """
+    rows = sum(len(y) for y in labels)
+    correct, loss = 0, 0.0
+    for p, y in zip(probabilities, labels, strict=True):
+        if not np.isfinite(p).all():
+            raise ArtifactError("the model's probabilities are not finite: its training diverged")
+        correct += int((p.argmax(axis=1) == y).sum())
+        likelihood = p[np.arange(len(y)), y].astype(np.float64)
+        loss -= float(np.log(np.maximum(likelihood, np.finfo(np.float32).tiny)).sum())
+    return Scores(accuracy=correct / rows, loss=loss / rows, rows=rows, estimator=estimator)
+
+
+def mlp(
+    layers: Sequence[tuple[Array, Array]],
+    activation: str,
+    input: Input,  # noqa: A002 - the manifest's word
+    classes: Sequence[str],
+    offset: Array | None = None,
+    scale: Array | None = None,
+) -> bytes:
+    """Write a multi-layer perceptron as one self-contained ONNX file.
+
+    softmax(Gemm(... activation(Gemm((float(rows) - offset) * scale)))): `layers` are (weights [in, out], bias
+    [out]), `offset` and `scale` broadcast against a row. Raises ArtifactError for weights that aren't finite.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    if activation not in ACTIVATIONS:
+        raise ArtifactError(f"activation {activation!r}: expected one of {', '.join(ACTIVATIONS)}")
+    nodes: list[Any] = []
+    tensors: list[Any] = []
+    last = input.name
+    settings: dict[str, dict[str, Any]] = {"Cast": {"to": TensorProto.FLOAT}, "Softmax": {"axis": -1}}
+
+    def node(operator: str, *constants: Array) -> None:
+        nonlocal last
+        names = [f"{operator.lower()}{len(nodes)}_{index}" for index in range(len(constants))]
+        for name, constant in zip(names, constants, strict=True):
+            if not np.isfinite(constant).all():
+                raise ArtifactError("the model's weights are not finite: its training diverged")
+            tensors.append(numpy_helper.from_array(np.ascontiguousarray(constant, np.float32), name))
+        output = f"{operator.lower()}{len(nodes)}"
+        attributes: dict[str, Any] = dict(
+            {"Cast": {"to": TensorProto.FLOAT}, "Softmax": {"axis": -1}}.get(operator, {})
+        )
+        nodes.append(helper.make_node(operator, [last, *names], [output], **attributes))
+        last = output
+
+    if input.dtype != "float32":
+        node("Cast")
+    if offset is not None:
+        node("Sub", offset)
+    if scale is not None:
+        node("Mul", scale)
+    hidden = ACTIVATIONS[activation]
+    for index, (weights, bias) in enumerate(layers):
+        node("Gemm", weights, bias)
+        if hidden and index < len(layers) - 1:
+            node(hidden)
+    node("Softmax")
+    dtype = {"float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8}[input.dtype]
+    graph = helper.make_graph(
+        nodes,
+        "mlp",
+        [helper.make_tensor_value_info(input.name, dtype, ["rows", *input.shape])],
+        [helper.make_tensor_value_info(last, TensorProto.FLOAT, ["rows", len(classes)])],
+        tensors,
+    )
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION, producer_name="nas"
+    )
+    helper.set_model_props(model, {CONTRACT: _contract(input, classes)})
+    return bytes(model.SerializeToString())
+
+
+def digest(data: bytes) -> str:
+    """The sha256 by which a model file is known, in hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def save(folder: Path, data: bytes, manifest: Manifest) -> None:
+    """Put model and manifest into `folder`. Killed at any point, `load` finds the old pair or the new one.
+
+    The new manifest waits under another name until its model is in place. Raises OSError.
+    """
+    text = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
+    files.write(folder / _NEXT, text)
+    files.write(folder / MODEL_FILE, data)
+    (folder / _NEXT).replace(folder / MANIFEST_FILE)
+    files.sync_folder(folder)
+
+
+def read(folder: Path, expected: str | None = None) -> tuple[Manifest, bytes]:
+    """Manifest and bytes of the model in `folder`, verified but not built. Raises ArtifactError."""
+    path = folder / MODEL_FILE
+    try:
+        size = path.stat().st_size
+        if size > SIZE_CAP:
+            raise ArtifactError(f"{path} has {size} bytes; at most {SIZE_CAP} are loaded")
+        data = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path} can't be read: {error.strerror}") from error
+    actual = digest(data)
+    if expected not in (None, actual):
+        raise ArtifactError(f"{path} is damaged: its sha256 is {actual[:12]}…, expected {str(expected)[:12]}…")
+    manifest = _manifest(folder, actual)
+    _check(path, data, manifest)
+    return manifest, data
+
+
+def load(folder: Path, expected: str | None = None, threads: int = 1) -> Model:
+    """The model in `folder`, with the digest `expected` if given. Raises ArtifactError."""
+    manifest, data = read(folder, expected)
+    try:
+        return Model(manifest, data, threads)
+    except Exception as error:  # onnxruntime's exceptions share no base
+        raise ArtifactError(f"{folder / MODEL_FILE} can't be built: {error}") from error
+
+
+def _manifest(folder: Path, actual: str) -> Manifest:
+    problem = "is missing"
+    for path in (folder / MANIFEST_FILE, folder / _NEXT):
+        try:
+            manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            problem = f"can't be read: {error.strerror}"
+            continue
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            problem = f"is damaged: {error}"
+            continue
+        if manifest.schema_version > SCHEMA_VERSION:
+            raise ArtifactError(f"{path} is of a newer version ({manifest.schema_version}): upgrade this image")
+        if manifest.digest == actual:
+            return manifest
+        problem = f"is not of the model beside it: it names {manifest.digest[:12]}…, the file is {actual[:12]}…"
+    raise ArtifactError(f"{folder / MANIFEST_FILE} {problem}")
+
+
+def _check(path: Path, data: bytes, manifest: Manifest) -> None:
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load_model_from_string(data)
+    except DecodeError as error:
+        raise ArtifactError(f"{path} is not an ONNX file") from error
+    graph = model.graph
+    foreign = {node.domain or node.op_type for node in graph.node if node.domain or node.op_type not in OPERATORS}
+    if foreign:
+        raise ArtifactError(f"{path} uses operators that are not allowed: {', '.join(sorted(foreign))}")
+    nested = any(
+        a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for n in graph.node for a in n.attribute
+    )
+    if nested or model.functions or model.training_info or graph.sparse_initializer:
+        raise ArtifactError(f"{path} holds more than a plain graph")
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data for tensor in graph.initializer):
+        raise ArtifactError(f"{path} keeps weights in another file")
+    contract = {entry.key: entry.value for entry in model.metadata_props}.get(CONTRACT)
+    if contract != _contract(manifest.input, manifest.classes):
+        raise ArtifactError(f"{path} and its manifest disagree about input or classes")
+
+
+def _contract(input: Input, classes: Sequence[str]) -> str:  # noqa: A002
+    return msgspec.json.encode({"input": input, "classes": list(classes)}).decode()
+
+
+def _session(data: bytes, threads: int) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads  # onnxruntime ignores OMP_NUM_THREADS
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])

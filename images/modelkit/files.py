@@ -1,0 +1,77 @@
+"""Files that are whole or not there: what the artifact and the store are written with."""
+
+import contextlib
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import filelock
+
+_LOCKLESS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
+
+
+class LockError(Exception):
+    """A lock that can't be had: held by another process, or the file system has none."""
+
+
+def write(path: Path, data: bytes, durable: bool = True) -> None:
+    """Replace `path` by `data`: temporary file, fsync (if `durable`), rename. A reader sees the old or the new.
+
+    Raises OSError; the old file is untouched then, and no temporary file stays.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            os.fchmod(file.fileno(), 0o664)  # mkstemp makes 0600: other pods of the group must read and replace it
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    if durable:
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the renames in `folder` survive a power loss."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def locked(path: Path, wait: float = -1) -> Iterator[None]:
+    """Hold the lock file `path`, waiting `wait` seconds for it (-1: as long as it takes).
+
+    Raises LockError when another process holds it, or when the file system can't lock: filelock would fall
+    back to a lock file that a killed pod leaves behind for ever, so that fallback is off.
+    """
+    lock = filelock.FileLock(path, timeout=wait, mode=0o664, fallback_to_soft=False, thread_local=False)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise LockError(f"{path} is held by another process") from error
+    except NotImplementedError as error:
+        raise LockError(_no_locks(path)) from error
+    except OSError as error:
+        if error.errno in _LOCKLESS:
+            raise LockError(_no_locks(path)) from error
+        raise
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _no_locks(path: Path) -> str:
+    return (
+        f"{path.parent}: this file system has no file locks, so two trials could overwrite each other; "
+        "put the store on one that has (a local disk, or NFS with its lock service)"
+    )

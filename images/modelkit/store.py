@@ -1,0 +1,475 @@
+"""The store: every trial's best model, the versions promoted from them, and which one is current.
+
+    <root>/<model>/trials/<experiment>/<trial>/   a trial's best model; locked while the trial runs
+    <root>/<model>/versions/<sha256>/             immutable, content-addressed
+    <root>/<model>/CURRENT                        one line, the sha256 of what is served; the only truth
+    <root>/<model>/PINNED                         there while a person's choice holds: offers only record
+    <root>/<model>/history.jsonl                  every decision with its reason
+
+Commit order is version, (pin,) CURRENT, history: a process killed anywhere leaves a store that is whole.
+"""
+
+import argparse
+import contextlib
+import datetime
+import errno
+import json
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from modelkit import artifact, files
+
+Policy = Literal["auto", "manual"]
+OFFERED = ".offered"
+DAY = 24 * 3600.0
+
+
+class StoreError(Exception):
+    """What the store can't do, why, and what to do about it."""
+
+
+class Event(msgspec.Struct, omit_defaults=True):
+    """One line of the history; `accuracy` and `current_accuracy` are those the decision compared."""
+
+    time: str
+    event: Literal["promoted", "kept", "recorded", "refused", "pinned", "rolled back", "unpinned"]
+    digest: str
+    reason: str
+    previous: str | None = None
+    trial: str | None = None
+    accuracy: float | None = None
+    current_accuracy: float | None = None
+
+
+class Ground(msgspec.Struct, frozen=True):
+    """What an offering trial compares on: its data digest, and how to score any model on its validation rows."""
+
+    data_digest: str
+    score: Callable[[artifact.Model], float]
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """A model in the store: a version, or a trial's best that was never promoted."""
+
+    folder: Path
+    manifest: artifact.Manifest
+    version: bool
+
+
+class Store:
+    """The part of a store that belongs to one model. Nothing is created before something is written."""
+
+    def __init__(self, root: Path, model: str) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", model):
+            raise StoreError(f"model name {model!r}: letters, digits, '.', '_' and '-' only")
+        self.root, self.model = root, model
+        self.folder = root / model
+
+    # Reading
+
+    def current(self) -> str | None:
+        """The digest of what is served, None before the first promotion. Safe to poll."""
+        return self._line("CURRENT")
+
+    def pinned(self) -> str | None:
+        """The digest a person chose, None when offers decide."""
+        return self._line("PINNED")
+
+    def version(self, digest: str) -> Path:
+        """The folder of a version."""
+        return self.folder / "versions" / digest
+
+    def load(self, digest: str | None = None, threads: int = 1) -> artifact.Model:
+        """The version `digest`, or CURRENT. Raises StoreError when there is none, ArtifactError when it is broken."""
+        chosen = digest or self.current()
+        if chosen is None:
+            raise StoreError(self._nothing())
+        return artifact.load(self.version(chosen), chosen, threads)
+
+    def entries(self) -> list[Entry]:
+        """Versions and trials' models that can be read, newest first. Broken ones: see `verify`."""
+        found = {}
+        for folder, version in [(f, False) for f in self._trials()] + [(f, True) for f in self._versions()]:
+            with contextlib.suppress(artifact.ArtifactError):
+                manifest, _ = artifact.read(folder)
+                found[manifest.digest] = Entry(folder, manifest, version)
+        return sorted(found.values(), key=lambda entry: entry.manifest.created, reverse=True)
+
+    def find(self, prefix: str) -> Entry:
+        """The model whose digest starts with `prefix`. Raises StoreError when none or several do."""
+        matches = [entry for entry in self.entries() if entry.manifest.digest.startswith(prefix.lower())]
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            raise StoreError(f"{prefix} fits {len(matches)} models of {self.model!r}: give more of the digest")
+        raise StoreError(f"no model {prefix!r} of {self.model!r} in {self.root}: `list` shows what is there")
+
+    def history(self) -> list[Event]:
+        """Every event, oldest first; a torn last line is passed over."""
+        events = []
+        with contextlib.suppress(FileNotFoundError):
+            for line in (self.folder / "history.jsonl").read_bytes().splitlines():
+                with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+                    events.append(msgspec.json.decode(line, type=Event))
+        return events
+
+    def verify(self) -> list[str]:
+        """What is wrong with versions, CURRENT and PINNED: one sentence each, none when all is well."""
+        problems = []
+        for folder in self._versions():
+            try:
+                artifact.load(folder, folder.name)
+            except artifact.ArtifactError as error:
+                problems.append(str(error))
+        for name in ("CURRENT", "PINNED"):
+            digest = self._line(name)
+            if digest is not None and not self.version(digest).is_dir():
+                problems.append(f"{self.folder / name} names {digest[:12]}…, which is not in the store")
+        return problems
+
+    # Writing
+
+    def offer(
+        self,
+        folder: Path,
+        policy: Policy = "auto",
+        min_improvement: float = 0.0,
+        ground: Ground | None = None,
+    ) -> Event:
+        """Propose the model in a trial's `folder`; promote it when it is better than CURRENT.
+
+        Better: a higher accuracy on the same validation data, by at least `min_improvement` (0 to 1). Models of
+        trials that were killed before they could offer are judged first. Raises StoreError, LockError, OSError.
+        """
+        with self._locked():
+            for other in self._abandoned():
+                if other != folder:
+                    self._judge(other, policy, min_improvement, ground)
+            return self._judge(folder, policy, min_improvement, ground)
+
+    def adopt(self, policy: Policy = "auto", min_improvement: float = 0.0) -> list[Event]:
+        """Offer the models of trials that were killed before they could. Raises as `offer`."""
+        if not self._abandoned():
+            return []
+        with self._locked():
+            return [self._judge(folder, policy, min_improvement, None) for folder in self._abandoned()]
+
+    def promote(self, prefix: str, reason: str = "promoted by hand") -> Event:
+        """Make the model with that digest CURRENT, and pin it until `unpin`. Raises StoreError, ArtifactError."""
+        with self._locked():
+            entry = self.find(prefix)
+            return self._pin(self._commit(entry.folder, entry.manifest), "pinned", reason)
+
+    def rollback(self) -> Event:
+        """Make CURRENT what it was before its last change, and pin it. Raises StoreError when there is nothing."""
+        with self._locked():
+            stack: list[str] = []
+            for event in self.history():
+                if event.event in ("promoted", "pinned") and event.digest != (stack[-1] if stack else None):
+                    stack.append(event.digest)
+                elif event.event == "rolled back":
+                    while stack and stack[-1] != event.digest:
+                        stack.pop()
+                    stack = stack or [event.digest]
+            if stack and stack[-1] != self.current():
+                stack.append(str(self.current()))  # killed between CURRENT and history
+            earlier = [digest for digest in stack[:-1] if self.version(digest).is_dir()]
+            if not earlier:
+                raise StoreError(f"{self.model!r} has no earlier version to go back to: `promote DIGEST` chooses one")
+            artifact.load(self.version(earlier[-1]), earlier[-1])
+            return self._pin(earlier[-1], "rolled back", "rolled back by hand")
+
+    def unpin(self) -> Event:
+        """Let offers decide again. Raises StoreError when nothing is pinned."""
+        with self._locked():
+            digest = self.pinned()
+            if digest is None:
+                raise StoreError(f"{self.model!r} is not pinned")
+            (self.folder / "PINNED").unlink()
+            return self._record(Event(_now(), "unpinned", digest, "offers decide again"))
+
+    def gc(self, keep: int = 5, older_than: float = DAY) -> list[Path]:
+        """Remove versions and trials no one needs; returns what was removed.
+
+        Kept: CURRENT, what is pinned, the last `keep` promoted versions, trials that run or never offered, and all
+        that is younger than `older_than` seconds.
+        """
+        removed = []
+        with self._locked():
+            promoted = [e.digest for e in self.history() if e.event in ("promoted", "pinned", "rolled back")]
+            needed = {self.current(), self.pinned(), *list(dict.fromkeys(reversed(promoted)))[:keep]}
+            idle = [folder for folder in self._trials() if (folder / OFFERED).exists() and not _busy(folder)]
+            for folder in [*(f for f in self._versions() if f.name not in needed), *idle]:
+                if time.time() - folder.stat().st_mtime >= older_than:
+                    shutil.rmtree(folder)
+                    removed.append(folder)
+        return removed
+
+    # Inside the lock
+
+    def _judge(self, folder: Path, policy: Policy, min_improvement: float, ground: Ground | None) -> Event:
+        trial = f"{folder.parent.name}/{folder.name}"
+        try:
+            challenger = artifact.load(folder).manifest
+        except artifact.ArtifactError as error:
+            event = Event(_now(), "refused", "", str(error), trial=trial)
+        else:
+            event = self._decide(challenger, policy, min_improvement, ground)
+            event.trial = trial
+            if event.event == "promoted":
+                self._commit(folder, challenger)
+                self._point("CURRENT", challenger.digest)
+        self._record(event)
+        files.write(folder / OFFERED, msgspec.json.encode(event))
+        return event
+
+    def _decide(
+        self, challenger: artifact.Manifest, policy: Policy, min_improvement: float, ground: Ground | None
+    ) -> Event:
+        event = Event(_now(), "promoted", challenger.digest, "the first model", previous=self.current())
+        event.accuracy = challenger.metrics.validation.accuracy
+        if self.pinned():
+            event.event, event.reason = "recorded", "a version is pinned; `unpin` lets offers decide again"
+            return event
+        if policy == "manual":
+            event.event, event.reason = "recorded", "the policy is manual; `promote` makes it current"
+            return event
+        if event.previous is None:
+            return event
+        try:
+            champion = self.load()
+        except artifact.ArtifactError as error:
+            event.reason = f"the current version is broken: {error}"
+            return event
+        held = champion.manifest
+        if (held.input, held.classes) != (challenger.input, challenger.classes):
+            event.event, event.reason = (
+                "refused",
+                "its input or classes differ from the current model's; `promote` it",
+            )
+            return event
+        if held.data_digest == challenger.data_digest:
+            event.current_accuracy = held.metrics.validation.accuracy
+        elif ground and ground.data_digest == challenger.data_digest:
+            event.current_accuracy = ground.score(champion)
+        else:
+            event.event, event.reason = (
+                "refused",
+                "it was measured on other data than the current model; `promote` it",
+            )
+            return event
+        gain = event.accuracy - event.current_accuracy
+        if gain > 0 and gain >= min_improvement - 1e-12:
+            event.reason = "better than the current model"
+        else:
+            event.event = "kept"
+            event.reason = "the current model is still the best" if gain <= 0 else "the gain is below the minimum"
+        return event
+
+    def _commit(self, folder: Path, manifest: artifact.Manifest) -> str:
+        """Copy a model into versions/, whole or not at all; a broken version of the same digest is replaced."""
+        target = self.version(manifest.digest)
+        with contextlib.suppress(artifact.ArtifactError):
+            artifact.load(target, manifest.digest)
+            return manifest.digest
+        _, data = artifact.read(folder, manifest.digest)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".new-"))
+        try:
+            scratch.chmod(0o775)
+            parent = self.current()
+            artifact.save(scratch, data, msgspec.structs.replace(manifest, parent=parent))
+            if target.exists():
+                shutil.rmtree(target)
+            scratch.rename(target)
+        except BaseException:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
+        files.sync_folder(target.parent)
+        return manifest.digest
+
+    def _pin(self, digest: str, event: Literal["pinned", "rolled back"], reason: str) -> Event:
+        previous = self.current()
+        self._point("PINNED", digest)
+        self._point("CURRENT", digest)
+        return self._record(Event(_now(), event, digest, reason, previous=previous))
+
+    def _point(self, name: str, digest: str) -> None:
+        files.write(self.folder / name, f"{digest}\n".encode())
+
+    def _record(self, event: Event) -> Event:
+        path = self.folder / "history.jsonl"
+        with path.open("ab+") as file:
+            if file.tell():
+                file.seek(-1, 2)
+                torn = file.read(1) != b"\n"
+            else:
+                torn = False
+            file.write(b"\n" * torn + msgspec.json.encode(event) + b"\n")
+        return event
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(_unwritable(self.folder, error)) from error
+        with files.locked(self.folder / ".lock"):
+            yield
+
+    def _trials(self) -> list[Path]:
+        return sorted(path.parent for path in self.folder.glob(f"trials/*/*/{artifact.MODEL_FILE}"))
+
+    def _versions(self) -> list[Path]:
+        return sorted(path for path in self.folder.glob("versions/*") if re.fullmatch(r"[0-9a-f]{64}", path.name))
+
+    def _abandoned(self) -> list[Path]:
+        return [folder for folder in self._trials() if not (folder / OFFERED).exists() and not _busy(folder)]
+
+    def _line(self, name: str) -> str | None:
+        try:
+            text = (self.folder / name).read_text().strip()
+        except FileNotFoundError:
+            return None
+        except (OSError, UnicodeDecodeError) as error:
+            raise StoreError(f"{self.folder / name} can't be read: {error}") from error
+        if not re.fullmatch(r"[0-9a-f]{64}", text):
+            raise StoreError(f"{self.folder / name} is damaged: `promote DIGEST` writes it anew")
+        return text
+
+    def _nothing(self) -> str:
+        if self.folder.is_dir():
+            return f"no model of {self.model!r} has been promoted yet in {self.root}: run its search first"
+        there = sorted(path.name for path in self.root.glob("*") if (path / "CURRENT").exists())
+        return f"no model {self.model!r} in {self.root} (there: {', '.join(there) or 'none'}): run its search first"
+
+
+def explain(error: OSError, path: Path) -> str:
+    """A sentence for an OSError met while writing to `path`."""
+    if error.errno == errno.ENOSPC:
+        return f"no space left on the disk of {path}: free some (`gc` removes old models); nothing was lost"
+    return _unwritable(path, error)
+
+
+def _unwritable(path: Path, error: OSError) -> str:
+    return f"can't write to {path}: {error.strerror}: check its owner and mode (uid and gid 1000 in a pod)"
+
+
+def _busy(folder: Path) -> bool:
+    try:
+        with files.locked(folder / ".lock", wait=0):
+            return False
+    except files.LockError:
+        return True
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+
+
+# Command line: `python3 -m modelkit.store --root /model --model iris list`
+
+
+def _list(store: Store, _: argparse.Namespace) -> int:
+    current, pinned = store.current(), store.pinned()
+    print(f"{'':8} {'DIGEST':12} {'ACCURACY':8} {'TEST':8} {'CREATED':19} FROM")
+    for entry in store.entries():
+        manifest = entry.manifest
+        mark = "current" if manifest.digest == current else "version" if entry.version else "trial"
+        mark = "pinned" if manifest.digest == pinned else mark
+        test = f"{manifest.metrics.test.accuracy:.4f}" if manifest.metrics.test else "-"
+        accuracy, made = f"{manifest.metrics.validation.accuracy:.4f}", manifest.created[:19]
+        print(f"{mark:8} {manifest.digest[:12]} {accuracy:8} {test:8} {made} {manifest.trial}")
+    return 0
+
+
+def _show(store: Store, args: argparse.Namespace) -> int:
+    digest = args.digest or store.current()
+    if digest is None:
+        raise StoreError(store._nothing())
+    print(msgspec.json.format(msgspec.json.encode(store.find(digest).manifest), indent=2).decode())
+    return 0
+
+
+def _verify(store: Store, _: argparse.Namespace) -> int:
+    problems = store.verify()
+    print("\n".join(problems) or f"{len(store._versions())} versions of {store.model}: all whole")
+    return 1 if problems else 0
+
+
+def _gc(store: Store, args: argparse.Namespace) -> int:
+    removed = store.gc(args.keep, args.older_than * DAY)
+    print("\n".join(f"removed {path}" for path in removed) or "nothing to remove")
+    return 0
+
+
+def _history(store: Store, _: argparse.Namespace) -> int:
+    for event in store.history():
+        print(json.dumps(msgspec.to_builtins(event)))
+    return 0
+
+
+def _tell(event: Event) -> int:
+    print(f"{event.event} {event.digest[:12]}: {event.reason}")
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The store's command line. Returns the exit status: 1 for an error or a store that isn't whole."""
+    parser = argparse.ArgumentParser(prog="python3 -m modelkit.store", description="Look after the models in a store.")
+    parser.add_argument("--root", type=Path, default=Path("/model"), help="the store's folder (default: %(default)s)")
+    parser.add_argument("--model", required=True, help="the model's name, for example iris")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[Store, argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        return sub
+
+    command("list", _list, "List versions and trials' models, newest first.")
+    command("show", _show, "Print a model's manifest.").add_argument(
+        "digest", nargs="?", help="default: the current one"
+    )
+    offer = command("offer", lambda s, a: _tell(s.offer(a.folder)), "Propose the model in a trial's folder.")
+    offer.add_argument("folder", type=Path)
+    promote = command("promote", lambda s, a: _tell(s.promote(a.digest)), "Make a model current and pin it.")
+    promote.add_argument("digest", help="the digest, or enough of its start")
+    command(
+        "rollback",
+        lambda s, _: _tell(s.rollback()),
+        "Go back to the version before the current one, and pin it.",
+    )
+    command("unpin", lambda s, _: _tell(s.unpin()), "Let offers decide again.")
+    command("verify", _verify, "Check every version; exit status 1 if one is broken.")
+    gc = command("gc", _gc, "Remove old versions and trials.")
+    gc.add_argument("--keep", type=int, default=5, help="promoted versions to keep (default: %(default)s)")
+    gc.add_argument(
+        "--older-than",
+        type=float,
+        default=1,
+        metavar="DAYS",
+        help="keep what is younger (default: %(default)s)",
+    )
+    command("history", _history, "Print every decision with its reason, as JSON lines.")
+    args = parser.parse_args(argv)
+    try:
+        status: int = args.run(Store(args.root, args.model), args)
+        return status
+    except (StoreError, artifact.ArtifactError, files.LockError) as error:
+        message = str(error)
+    except OSError as error:
+        message = explain(error, args.root)
+    print(f"error: {message}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
