@@ -159,10 +159,7 @@ def mlp(
                 raise ArtifactError("the model's weights are not finite: its training diverged")
             tensors.append(numpy_helper.from_array(np.ascontiguousarray(constant, np.float32), name))
         output = f"{operator.lower()}{len(nodes)}"
-        attributes: dict[str, Any] = dict(
-            {"Cast": {"to": TensorProto.FLOAT}, "Softmax": {"axis": -1}}.get(operator, {})
-        )
-        nodes.append(helper.make_node(operator, [last, *names], [output], **attributes))
+        nodes.append(helper.make_node(operator, [last, *names], [output], **settings.get(operator, {})))
         last = output
 
     if input.dtype != "float32":
