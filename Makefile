@@ -1,0 +1,71 @@
+# The table of contents: `make help`.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+MODEL ?= iris
+PORT ?= 8000
+TARGET ?= auto
+ARGS ?=
+NAS := .venv/bin/nas
+FROM ?=
+
+##@ Search, serve, score
+
+iris: .venv/ready ## search an Iris model and promote the best (TARGET=auto|local)
+	@$(NAS) run values/iris.yaml --target $(TARGET) $(ARGS)
+
+mnist: .venv/ready ## search an MNIST model and promote the best (TARGET=auto|local)
+	@$(NAS) run values/mnist.yaml --target $(TARGET) $(ARGS)
+
+serve: .venv/ready ## serve the promoted model over HTTP (MODEL=iris PORT=8000)
+	@$(NAS) serve --model $(MODEL) --port $(PORT) $(ARGS)
+
+batch: .venv/ready ## score a test set with the promoted model (MODEL=mnist)
+	@$(NAS) batch --model $(MODEL) $(ARGS)
+
+models: .venv/ready ## list the models in the store (MODEL=iris)
+	@$(NAS) models list --model $(MODEL)
+
+data: .venv/ready ## fetch MNIST, or take it from a folder (FROM=DIR)
+	@$(NAS) data mnist $(if $(FROM),--from $(FROM))
+
+##@ Develop
+
+test: .venv/ready-dev ## run all tests that need no cluster
+	@.venv/bin/pytest -n 2 $(ARGS)
+
+lint: .venv/ready-dev ## run ruff, mypy, yamllint, shellcheck and helm lint
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy scripts/nas images/modelkit
+	@for folder in iris-trainer mnist-trainer server batch; do .venv/bin/mypy images/$$folder/*.py || exit 1; done
+	@.venv/bin/yamllint --strict .
+	@.venv/bin/shellcheck scripts/setup.sh .ci/run
+	@$(NAS) helm lint --strict charts/nas
+
+bench-search: .venv/ready-dev ## accuracy and time of both searches over 5 seeds
+	@.venv/bin/python bench/search.py $(ARGS)
+
+lock: .venv/ready ## resolve pyproject.toml's dependencies anew into requirements*.txt
+	@set -e; cd "$(CURDIR)"; compile() { .venv/bin/uv pip compile pyproject.toml --quiet --upgrade --universal \
+	  --python-version 3.11 --generate-hashes --no-header "$$@"; }; \
+	compile -o requirements.txt; compile --extra dev -c requirements.txt -o requirements-dev.txt
+
+clean: ## remove all that make set up: .venv, and .nas with its models, runs and data
+	rm -rf .venv .nas .pytest_cache .mypy_cache .ruff_cache
+	@find . -name __pycache__ -prune -exec rm -rf {} +
+
+##@ Help
+
+help: ## list these targets
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} \
+	  /^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.venv/ready: requirements.txt pyproject.toml scripts/setup.sh
+	@scripts/setup.sh
+	@touch $@
+
+.venv/ready-dev: .venv/ready requirements-dev.txt images/*/requirements.txt
+	@scripts/setup.sh dev
+	@touch $@
+
+.PHONY: iris mnist serve batch models data test lint bench-search lock clean help
