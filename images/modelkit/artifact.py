@@ -20,7 +20,7 @@ SCHEMA_VERSION = 1
 SIZE_CAP = 256 * 2**20  # bytes
 OPERATORS = {"Cast", "Sub", "Mul", "Gemm", "Relu", "Tanh", "Sigmoid", "Softmax"}
 ACTIVATIONS = {"relu": "Relu", "tanh": "Tanh", "logistic": "Sigmoid", "identity": None}
-CONTRACT = "nas.contract"  # the metadata key of model.onnx under which the digest covers input and classes
+CONTRACT = "nas.contract"  # a metadata key of model.onnx
 _NEXT = ".manifest.next"
 _OPSET, _IR_VERSION = 17, 8
 
@@ -47,6 +47,13 @@ class Input(msgspec.Struct, frozen=True, omit_defaults=True):
     name: str = "input"
     image: list[int] | None = None
     features: list[Feature] | None = None
+
+
+class Contract(msgspec.Struct, frozen=True):
+    """What callers rely on. It is inside model.onnx, so that the digest covers it."""
+
+    input: Input
+    classes: list[str]
 
 
 class Scores(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -185,7 +192,7 @@ def mlp(
     model = helper.make_model(
         graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION, producer_name="nas"
     )
-    helper.set_model_props(model, {CONTRACT: _contract(input, classes)})
+    helper.set_model_props(model, {CONTRACT: msgspec.json.encode(Contract(input, list(classes))).decode()})
     return bytes(model.SerializeToString())
 
 
@@ -273,13 +280,13 @@ def _check(path: Path, data: bytes, manifest: Manifest) -> None:
         raise ArtifactError(f"{path} holds more than a plain graph")
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data for tensor in graph.initializer):
         raise ArtifactError(f"{path} keeps weights in another file")
-    contract = {entry.key: entry.value for entry in model.metadata_props}.get(CONTRACT)
-    if contract != _contract(manifest.input, manifest.classes):
+    text = {entry.key: entry.value for entry in model.metadata_props}.get(CONTRACT, "")
+    try:
+        contract = msgspec.json.decode(text, type=Contract)
+    except msgspec.DecodeError as error:
+        raise ArtifactError(f"{path} doesn't say what it takes and answers: {error}") from error
+    if contract != Contract(manifest.input, manifest.classes):
         raise ArtifactError(f"{path} and its manifest disagree about input or classes")
-
-
-def _contract(input: Input, classes: Sequence[str]) -> str:  # noqa: A002
-    return msgspec.json.encode({"input": input, "classes": list(classes)}).decode()
 
 
 def _session(data: bytes, threads: int) -> Any:

@@ -1,0 +1,238 @@
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from modelkit import artifact, files, store
+from modelkit.store import Store
+
+Folder = Callable[..., Path]
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Store:
+    return Store(tmp_path, "demo")
+
+
+def test_the_first_model_offered_is_promoted(home: Store, trial_folder: Folder) -> None:
+    event = home.offer(trial_folder("a", 0.8))
+    assert event.event == "promoted"
+    assert home.current() == event.digest
+    assert home.load().manifest.metrics.validation.accuracy == 0.8
+
+
+def test_a_better_model_replaces_the_current_one_and_names_it_as_parent(home: Store, trial_folder: Folder) -> None:
+    first = home.offer(trial_folder("a", 0.8)).digest
+    second = home.offer(trial_folder("b", 0.9))
+    assert (second.event, second.previous) == ("promoted", first)
+    assert home.load().manifest.parent == first
+
+
+def test_a_model_no_better_than_the_current_one_is_kept_where_it_is(home: Store, trial_folder: Folder) -> None:
+    first = home.offer(trial_folder("a", 0.8)).digest
+    assert home.offer(trial_folder("b", 0.8)).event == "kept"
+    assert home.offer(trial_folder("c", 0.7)).reason == "the current model is still the best"
+    assert home.current() == first
+
+
+def test_a_gain_below_the_minimum_promotes_nothing(home: Store, trial_folder: Folder) -> None:
+    home.offer(trial_folder("a", 0.80))
+    assert home.offer(trial_folder("b", 0.805), min_improvement=0.01).event == "kept"
+    assert home.offer(trial_folder("c", 0.81), min_improvement=0.01).event == "promoted"
+
+
+def test_the_manual_policy_only_records(home: Store, trial_folder: Folder) -> None:
+    assert home.offer(trial_folder("a", 0.8), policy="manual").event == "recorded"
+    assert home.current() is None
+
+
+def test_models_measured_on_other_data_are_compared_on_the_challengers(home: Store, trial_folder: Folder) -> None:
+    home.offer(trial_folder("a", 0.99, data_digest="e" * 64))
+    assert home.offer(trial_folder("b", 0.9)).event == "refused"
+    ground = store.Ground("d" * 64, lambda model: 0.85)
+    event = home.offer(trial_folder("c", 0.9), ground=ground)
+    assert (event.event, event.current_accuracy) == ("promoted", 0.85)
+
+
+def test_a_model_with_other_classes_needs_a_person(home: Store, trial_folder: Folder, onnx: Callable[..., bytes]) -> None:
+    home.offer(trial_folder("a", 0.8))
+    other = trial_folder("b", 0.9, data=onnx(classes=["yes", "no"]), classes=["yes", "no"])
+    event = home.offer(other)
+    assert (event.event, home.load().manifest.trial) == ("refused", "a")
+    home.promote(event.digest)
+    assert home.load().manifest.classes == ["yes", "no"]
+
+
+def test_a_broken_challenger_is_refused_and_the_current_model_stays(home: Store, trial_folder: Folder) -> None:
+    first = home.offer(trial_folder("a", 0.8)).digest
+    folder = trial_folder("b", 0.9)
+    (folder / "model.onnx").write_bytes(b"no model")
+    assert home.offer(folder).event == "refused"
+    assert home.current() == first
+
+
+def test_a_broken_current_model_gives_way_to_the_next_offer(home: Store, trial_folder: Folder) -> None:
+    first = home.offer(trial_folder("a", 0.9)).digest
+    (home.version(first) / "model.onnx").write_bytes(b"damaged")
+    assert "damaged" in home.verify()[0]
+    assert home.offer(trial_folder("b", 0.8)).event == "promoted"
+
+
+def test_a_broken_version_is_mended_when_its_model_is_promoted_again(home: Store, trial_folder: Folder) -> None:
+    digest = home.offer(trial_folder("a", 0.9)).digest
+    (home.version(digest) / "model.onnx").write_bytes(b"damaged")
+    home.promote(digest)
+    assert home.verify() == []
+
+
+def test_a_killed_trials_model_is_adopted_by_the_next_offer(home: Store, trial_folder: Folder) -> None:
+    killed = trial_folder("killed", 0.95)
+    event = home.offer(trial_folder("b", 0.9))
+    assert event.event == "kept"
+    assert home.load().manifest.trial == "killed"
+    assert (killed / store.OFFERED).exists()
+
+
+def test_a_running_trial_is_not_adopted(home: Store, trial_folder: Folder) -> None:
+    running = trial_folder("running", 0.95)
+    with files.locked(running / ".lock"):
+        home.offer(trial_folder("b", 0.9))
+    assert home.load().manifest.trial == "b"
+    assert [event.trial for event in home.adopt()] == ["search/running"]
+
+
+def test_a_version_promoted_by_hand_stays_until_it_is_unpinned(home: Store, trial_folder: Folder) -> None:
+    worse = home.offer(trial_folder("a", 0.8)).digest
+    home.offer(trial_folder("b", 0.9))
+    home.promote(worse[:10])
+    assert home.offer(trial_folder("c", 0.95)).event == "recorded"
+    assert home.current() == home.pinned() == worse
+    home.unpin()
+    assert home.offer(trial_folder("d", 0.96)).event == "promoted"
+
+
+def test_rolling_back_goes_one_version_further_each_time(home: Store, trial_folder: Folder) -> None:
+    digests = [home.offer(trial_folder(name, accuracy)).digest for name, accuracy in (("a", 0.7), ("b", 0.8), ("c", 0.9))]
+    assert [home.rollback().digest for _ in range(2)] == [digests[1], digests[0]]
+    with pytest.raises(store.StoreError, match="no earlier version"):
+        home.rollback()
+
+
+def test_rolling_back_knows_a_promotion_that_a_kill_kept_out_of_the_history(home: Store, trial_folder: Folder) -> None:
+    first = home.offer(trial_folder("a", 0.7)).digest
+    history = (home.folder / "history.jsonl").read_bytes()
+    home.offer(trial_folder("b", 0.8))
+    (home.folder / "history.jsonl").write_bytes(history)
+    assert home.rollback().digest == first
+
+
+def test_a_torn_last_line_of_the_history_is_passed_over(home: Store, trial_folder: Folder) -> None:
+    home.offer(trial_folder("a", 0.7))
+    with (home.folder / "history.jsonl").open("ab") as file:
+        file.write(b'{"time": "2026')
+    home.offer(trial_folder("b", 0.8))
+    assert [event.trial for event in home.history()] == ["search/a", "search/b"]
+
+
+def test_gc_keeps_what_is_served_pinned_recent_running_or_never_offered(home: Store, trial_folder: Folder) -> None:
+    for name, accuracy in (("a", 0.5), ("b", 0.6), ("c", 0.7), ("d", 0.8)):
+        home.offer(trial_folder(name, accuracy))
+    waiting = trial_folder("waiting", 0.9)
+    assert home.gc(keep=2) == []
+    home.gc(keep=2, older_than=0)
+    versions = {artifact.read(folder)[0].trial for folder in (home.folder / "versions").iterdir()}
+    assert versions == {"c", "d"}
+    assert [path.name for path in waiting.parent.iterdir()] == ["waiting"]
+
+
+@pytest.mark.parametrize("step", ["version", "CURRENT", "history.jsonl"])
+def test_a_promotion_killed_at_any_step_leaves_a_whole_store(
+    home: Store, trial_folder: Folder, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    first = home.offer(trial_folder("a", 0.7)).digest
+    folder = trial_folder("b", 0.8)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if step == "version":
+        monkeypatch.setattr(Path, "rename", killed)
+    else:
+        monkeypatch.setattr(Store, "_point" if step == "CURRENT" else "_record", killed)
+    with pytest.raises(KeyboardInterrupt):
+        home.offer(folder)
+    monkeypatch.undo()
+    assert home.verify() == []
+    assert (home.current() == first) == (step != "history.jsonl")
+    assert not list((home.folder / "versions").glob(".new-*"))
+    home.adopt()
+    assert home.load().manifest.trial == "b"
+
+
+def test_offers_from_many_processes_leave_the_best_one_current(home: Store, trial_folder: Folder, tmp_path: Path) -> None:
+    folders = [trial_folder(f"t{n}", 0.5 + n / 100) for n in range(4)]
+    command = [sys.executable, "-m", "modelkit.store", "--root", str(tmp_path), "--model", "demo", "offer"]
+    started = [subprocess.Popen([*command, str(folder)], stdout=subprocess.DEVNULL) for folder in folders]
+    assert [process.wait() for process in started] == [0] * 4
+    assert home.load().manifest.trial == "t3"
+    assert home.verify() == []
+
+
+def test_a_file_system_without_locks_is_a_clear_error(
+    home: Store, trial_folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with pytest.raises(files.LockError, match="no file locks"):
+        home.offer(trial_folder("a", 0.8))
+    assert home.current() is None
+
+
+def test_a_model_that_is_not_there_is_named_with_those_that_are(home: Store, trial_folder: Folder) -> None:
+    home.offer(trial_folder("a", 0.8))
+    with pytest.raises(store.StoreError, match="there: demo"):
+        Store(home.root, "iris").load()
+
+
+def test_current_that_names_nonsense_is_a_clear_error(home: Store, trial_folder: Folder) -> None:
+    home.offer(trial_folder("a", 0.8))
+    (home.folder / "CURRENT").write_text("../../etc\n")
+    with pytest.raises(store.StoreError, match="damaged"):
+        home.load()
+
+
+def test_every_pod_of_the_group_can_write_what_one_made(home: Store, trial_folder: Folder) -> None:
+    digest = home.offer(trial_folder("a", 0.8)).digest
+    for path in (home.folder / "CURRENT", home.folder / ".lock", home.version(digest) / "model.onnx"):
+        assert path.stat().st_mode & 0o060 == 0o060
+    assert home.version(digest).stat().st_mode & 0o070 == 0o070
+
+
+def test_a_version_predicts_as_its_trials_file_did(home: Store, trial_folder: Folder) -> None:
+    folder = trial_folder("a", 0.8)
+    home.offer(folder)
+    rows = np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32)
+    assert (home.load().predict(rows) == artifact.predict((folder / "model.onnx").read_bytes(), rows)).all()
+
+
+def test_the_command_line_shows_what_is_there(
+    home: Store, trial_folder: Folder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home.offer(trial_folder("a", 0.8))
+    home.offer(trial_folder("b", 0.7))
+    base = ["--root", str(home.root), "--model", "demo"]
+    assert store.main([*base, "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["trial", "current"]
+    assert store.main([*base, "verify"]) == 0
+    assert store.main([*base, "unpin"]) == 1
+    assert capsys.readouterr().err == "error: 'demo' is not pinned\n"
+
+
+def test_verify_fails_for_a_store_that_is_not_whole(home: Store, trial_folder: Folder) -> None:
+    (home.version(home.offer(trial_folder("a", 0.8)).digest) / "manifest.json").unlink()
+    assert store.main(["--root", str(home.root), "--model", "demo", "verify"]) == 1

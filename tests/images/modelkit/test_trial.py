@@ -1,0 +1,121 @@
+import json
+import os
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from modelkit import artifact, files, store
+
+Trainer = Callable[..., list[str]]
+LINE = re.compile(r"^epoch=\d+ loss=\d\S* accuracy=[01]\.\d+$")
+
+
+def run(command: list[str], **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | env, timeout=60)
+
+
+def epoch_lines(result: subprocess.CompletedProcess[str]) -> list[str]:
+    return [line for line in result.stdout.splitlines() if line.startswith("epoch=")]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "demo/trials/search/one"
+
+
+def test_a_trial_prints_its_epochs_keeps_the_best_and_offers_it(trainer: Trainer, folder: Path, tmp_path: Path) -> None:
+    result = run(trainer("--lr=1", f"--export_path={folder}", "--epochs=8"))
+    assert result.returncode == 0, result.stderr
+    lines = epoch_lines(result)
+    assert lines
+    assert all(LINE.match(line) for line in lines)
+    assert not [line for line in result.stdout.splitlines() if "=" in line and not line.startswith("epoch=")]
+    best = max(float(line.split("accuracy=")[1]) for line in lines)
+    manifest = store.Store(tmp_path, "demo").load().manifest
+    assert manifest.metrics.validation.accuracy == best
+    assert (manifest.experiment, manifest.trial, manifest.epochs_run) == ("search", "one", len(lines))
+    assert manifest.metrics.test is not None
+
+
+def test_patience_ends_a_trial_that_no_longer_improves(trainer: Trainer, folder: Path) -> None:
+    result = run(trainer("--lr=0", f"--export-path={folder}", "--patience=3"))
+    assert len(epoch_lines(result)) == 4
+
+
+def test_a_trial_outside_a_store_only_exports(trainer: Trainer, tmp_path: Path) -> None:
+    result = run(trainer("--lr=1", f"--export-path={tmp_path / 'best'}", "--epochs=2"))
+    assert result.returncode == 0
+    assert artifact.load(tmp_path / "best").manifest.model == "demo"
+    assert "offered" not in result.stdout
+
+
+@pytest.mark.parametrize("number", [15, 2])
+def test_a_stopped_trial_offers_its_best_model(number: int, trainer: Trainer, folder: Path, tmp_path: Path) -> None:
+    result = run(trainer("--lr=1", f"--export-path={folder}", "--signal-at=3", f"--signal={number}"))
+    assert result.returncode == 128 + number
+    assert len(epoch_lines(result)) == 2
+    assert store.Store(tmp_path, "demo").load().manifest.epochs_run == 2
+
+
+def test_a_killed_trial_goes_on_where_it_was_and_prints_its_earlier_lines_again(
+    trainer: Trainer, folder: Path, tmp_path: Path
+) -> None:
+    command = trainer("--lr=1", "--epochs=6")
+    whole = epoch_lines(run([*command, f"--export-path={tmp_path / 'whole'}"]))
+    killed = run([*command, f"--export-path={folder}", "--kill-at=4"])
+    assert killed.returncode == -9
+    assert artifact.load(folder).manifest.epochs_run <= 3
+    resumed = run([*command, f"--export-path={folder}", "--kill-at=4"])
+    assert resumed.returncode == -9, "the parameters are the same, so the kill comes again"
+    assert epoch_lines(resumed) == whole[:3]
+    (folder / "checkpoint").write_bytes(b"torn")
+    again = run([*command, f"--export-path={folder}"])
+    assert epoch_lines(again) == whole
+
+
+def test_a_resumed_trial_equals_one_that_was_never_killed(trainer: Trainer, folder: Path, tmp_path: Path) -> None:
+    command = trainer("--lr=1", "--epochs=6", "--kill-at=0")
+    whole = epoch_lines(run([*command, f"--export-path={tmp_path / 'whole'}"]))
+    run([*command, f"--export-path={folder}", "--epochs=3"])
+    assert epoch_lines(run([*command, f"--export-path={folder}"])) == whole
+
+
+def test_a_loss_that_is_not_a_number_ends_the_trial_and_keeps_the_best_so_far(trainer: Trainer, folder: Path) -> None:
+    result = run(trainer("--lr=1", f"--export-path={folder}", "--nan-at=3"))
+    assert result.returncode == 1
+    assert len(epoch_lines(result)) == 2
+    assert "accuracy=nan" not in result.stdout + result.stderr
+    assert result.stderr.startswith("error: epoch 3: the loss is nan")
+    assert artifact.load(folder).manifest.epochs_run <= 2
+
+
+def test_two_trials_never_write_to_one_folder(trainer: Trainer, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    with files.locked(folder / ".lock"):
+        result = run(trainer("--lr=1", f"--export-path={folder}"))
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "held by another process" in result.stderr
+
+
+def test_an_export_path_that_cannot_be_written_is_one_line(trainer: Trainer, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = run(trainer("--lr=1", f"--export-path={tmp_path}/file/x"))
+    assert result.returncode == 1
+    assert re.fullmatch(r"error: can't write to .*file/x: .*\n", result.stderr)
+
+
+@pytest.mark.parametrize("words", [["--epochs=0"], ["--patience=0"], ["--lr=fast"], ["--unknown=1"], []])
+def test_a_wrong_command_line_is_told(words: list[str], trainer: Trainer, folder: Path) -> None:
+    result = run(trainer(f"--export-path={folder}", *(["--lr=1"] if words and "lr" not in words[0] else []), *words))
+    assert result.returncode == 2
+    assert "error:" in result.stderr
+    assert not folder.exists()
+
+
+def test_the_metrics_file_has_a_line_for_each_epoch(trainer: Trainer, folder: Path) -> None:
+    result = run(trainer("--lr=1", f"--export-path={folder}", "--epochs=3"))
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    printed = [f"epoch={line['epoch']} loss={line['loss']!r} accuracy={line['accuracy']!r}" for line in lines]
+    assert printed == epoch_lines(result)
