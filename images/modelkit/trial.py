@@ -272,7 +272,8 @@ class Trial:
         artifact.save(self.folder, data, manifest)
         for index, fold in enumerate(self._folds):
             files.write(self.folder / f"fold-{index}.onnx", fold, durable=False)
-        (self.folder / _CHECKPOINT).unlink(missing_ok=True)
+        if not self._signal:
+            (self.folder / _CHECKPOINT).unlink(missing_ok=True)
         tested = f", {test.accuracy:.4f} on the test set" if test else ""
         print(f"kept epoch {self.best.epoch}: accuracy {self.best.accuracy:.4f}{tested}", flush=True)
         if self._place:

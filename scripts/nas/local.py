@@ -1,0 +1,102 @@
+"""A search on this machine, from a values file to a promoted model."""
+
+import time
+from pathlib import Path
+
+from modelkit import artifact, files
+from modelkit.store import Store, StoreError, explain
+from rich.console import Console
+
+from nas import chart, data, frameworks
+from nas.engine import Places, Search, image_folder, load, recorded
+from nas.errors import NasError
+from nas.experiment import Experiment
+from nas.view import View
+
+
+def run(root: Path, home: Path, values: str, number: int | None, resume: bool, settings: list[str]) -> int:
+    """Run the search of a values file (a path, or a name in values/) to its end; the exit status.
+
+    130 or 143 when a signal interrupted it, 1 when it failed. Raises NasError, OSError.
+    """
+    places = Places(root, home)
+    path = _values(root, values)
+    manifest = _interrupted(places, path) if resume else _new(places, path, number, settings)
+    experiment = Experiment(manifest)
+    if not experiment.model:
+        raise NasError(f"the Experiment of {path} doesn't say which model it makes: set global.model")
+    image = image_folder(experiment, places)
+    frameworks.ensure(image)
+    if dataset := data.NEEDED_BY.get(image.name):
+        data.ensure(dataset, places.data)
+    store = Store(places.store, experiment.model)
+    before = _writable(store)
+    view = View(Console(highlight=False))
+    search = view.search = Search(experiment, places, view)
+    if resume:
+        search.resume()
+    with view:
+        search.run()
+    try:
+        store.adopt()
+        if search.interrupted:
+            view.console.print(f"interrupted; to go on: nas run {values} --resume")
+            return 128 + search.interrupted
+        view.summary(store, before)
+    except (StoreError, artifact.ArtifactError, files.LockError) as error:
+        raise NasError(str(error)) from error
+    if search.state == "Failed" or search.best is None:
+        raise NasError(f"the search failed: {search.reason}; what each trial printed is in {search.folder / 'logs'}")
+    return 0
+
+
+def _values(root: Path, name: str) -> Path:
+    path = Path(name)
+    return path if path.suffix or path.exists() else root / "values" / f"{name}.yaml"
+
+
+def _release(path: Path) -> str:
+    return f"{path.stem}-nas"
+
+
+def _new(places: Places, path: Path, number: int | None, settings: list[str]) -> dict[str, object]:
+    """The Experiment with a run number no earlier run had, so that its name and its seed are new."""
+    runs = places.home / "runs"
+    chosen = number or len(list(runs.glob(f"{_release(path)}-*"))) + 1
+    while True:
+        rendered = chart.render(places.root, places.home, _release(path), path, [*settings, f"experiment.run={chosen}"])
+        manifest = chart.experiment(rendered, path)
+        name = manifest["metadata"]["name"]
+        if not places.run(name).exists():
+            return manifest
+        if number:
+            raise NasError(
+                f"run {number} of {path} is there already: {places.run(name)}; leave --run out for a new one"
+            )
+        chosen += 1
+
+
+def _interrupted(places: Places, path: Path) -> dict[str, object]:
+    """The latest run of these values that didn't reach its end."""
+    for folder, manifest in recorded(places):
+        if folder.name.startswith(f"{_release(path)}-"):
+            condition = manifest.get("status", {}).get("conditions", [{}])[-1]
+            if condition.get("type") == "Running":
+                return load(folder / "experiment.yaml")
+            break
+    raise NasError(f"no interrupted run of {path} in {places.home / 'runs'}: leave --resume out to start one")
+
+
+def _writable(store: Store) -> str | None:
+    """Fail before the first trial when the store can't be written or locked; else its current digest."""
+    try:
+        store.adopt()
+        store.folder.mkdir(parents=True, exist_ok=True)
+        with files.locked(store.folder / ".lock"):
+            files.write(store.folder / ".probe", str(time.time()).encode())
+            (store.folder / ".probe").unlink()
+        return store.current()
+    except (StoreError, files.LockError) as error:
+        raise NasError(str(error)) from error
+    except OSError as error:
+        raise NasError(explain(error, store.folder)) from error

@@ -1,0 +1,123 @@
+"""Which parameters to try next: Katib's algorithms by Optuna's samplers."""
+
+from typing import Any
+
+from nas.errors import NasError
+from nas.experiment import Experiment, Parameter
+
+ALGORITHMS = ("random", "tpe", "multivariate-tpe", "cmaes", "sobol", "grid", "bayesianoptimization")
+
+
+class Suggester:
+    """Proposes parameter assignments (strings, as Katib passes them) and learns from trials' objective values.
+
+    `earlier` are the trials of a resumed run: their assignments and objective values (None: failed).
+    Raises NasError for an algorithm or a search space that can't be done here.
+    """
+
+    def __init__(self, experiment: Experiment, earlier: list[tuple[dict[str, str], float | None]]) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._optuna: Any = optuna
+        self._grid = experiment.algorithm == "grid"
+        self._space = {p.name: _distribution(optuna, p) for p in experiment.parameters}
+        self._tried: set[tuple[tuple[str, str], ...]] = set()
+        self._study: Any = optuna.create_study(
+            direction="maximize" if experiment.maximize else "minimize",
+            sampler=_sampler(optuna, experiment, self._space, len(earlier)),
+        )
+        for assignments, value in earlier:
+            self._tried.add(tuple(sorted(assignments.items())))
+            params = {name: _parse(self._space[name], text) for name, text in assignments.items()}
+            state = optuna.trial.TrialState.COMPLETE if value is not None else optuna.trial.TrialState.FAIL
+            self._study.add_trial(
+                optuna.trial.create_trial(params=params, distributions=self._space, value=value, state=state)
+            )
+
+    def ask(self) -> tuple[int, dict[str, str]] | None:
+        """A number to `tell` the outcome by, and the assignments; None when a grid has no point left."""
+        while True:
+            trial = self._study.ask(self._space)
+            assignments = {name: _text(value) for name, value in trial.params.items()}
+            key = tuple(sorted(assignments.items()))
+            if not self._grid or key not in self._tried:
+                self._tried.add(key)
+                return trial.number, assignments
+            self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
+            if self._study.sampler.is_exhausted(self._study):
+                return None
+
+    def tell(self, number: int, value: float | None) -> None:
+        """The objective value of the trial `ask` gave that number, None when it failed."""
+        state = None if value is not None else self._optuna.trial.TrialState.FAIL
+        self._study.tell(number, value, state=state)
+
+
+def _sampler(optuna: Any, experiment: Experiment, space: dict[str, Any], earlier: int) -> Any:
+    samplers, settings = optuna.samplers, experiment.settings
+    # A resumed run draws anew instead of repeating its first draws.
+    seed = (int(settings["random_state"]) + earlier) % 2**32 if "random_state" in settings else None
+    startup = {"n_startup_trials": int(settings.get("n_initial_points", settings.get("n_startup_trials", 10)))}
+    match experiment.algorithm:
+        case "random":
+            return samplers.RandomSampler(seed)
+        case "tpe" | "multivariate-tpe" as name:
+            import warnings
+
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return samplers.TPESampler(
+                seed=seed, multivariate=name != "tpe", constant_liar=experiment.parallel > 1, **startup
+            )
+        case "cmaes":
+            return samplers.CmaEsSampler(seed=seed)
+        case "sobol":
+            return samplers.QMCSampler(qmc_type="sobol", scramble=True, seed=seed)
+        case "grid":
+            return samplers.GridSampler({name: _points(name, d) for name, d in space.items()}, seed=seed)
+        case "bayesianoptimization":
+            try:
+                import torch  # noqa: F401 - Optuna's Gaussian process needs it
+            except ImportError as error:
+                raise NasError(
+                    "algorithm bayesianoptimization needs torch on this machine: run an MNIST search first, which "
+                    "sets it up, or choose tpe"
+                ) from error
+            return samplers.GPSampler(seed=seed, **startup)
+    raise NasError(f"algorithm {experiment.algorithm!r} can't run on this machine; these can: {', '.join(ALGORITHMS)}")
+
+
+def _distribution(optuna: Any, parameter: Parameter) -> Any:
+    kinds = optuna.distributions
+    log = parameter.distribution == "logUniform"
+    if parameter.distribution not in ("uniform", "logUniform"):
+        raise NasError(f"parameter {parameter.name}: a local run knows the distributions uniform and logUniform")
+    match parameter.type:
+        case "int":
+            low, high = int(parameter.minimum), int(parameter.maximum)
+            return kinds.IntDistribution(low, high, log=log, step=int(parameter.step or 1))
+        case "double":
+            step = float(parameter.step) if parameter.step and not log else None
+            return kinds.FloatDistribution(float(parameter.minimum), float(parameter.maximum), log=log, step=step)
+        case "categorical" | "discrete":
+            return kinds.CategoricalDistribution(parameter.values)
+    raise NasError(f"parameter {parameter.name}: unknown type {parameter.type!r}")
+
+
+def _points(name: str, distribution: Any) -> list[Any]:
+    if hasattr(distribution, "choices"):
+        return list(distribution.choices)
+    if distribution.step is None:
+        raise NasError(f"algorithm grid: parameter {name} is a double without step; give it a step or a list")
+    count = int((distribution.high - distribution.low) / distribution.step + 1e-9)
+    return [distribution.low + index * distribution.step for index in range(count + 1)]
+
+
+def _parse(distribution: Any, text: str) -> Any:
+    if hasattr(distribution, "choices"):
+        return text
+    return int(text) if isinstance(distribution.low, int) else float(text)
+
+
+def _text(value: Any) -> str:
+    return repr(float(value)) if isinstance(value, float) else str(value)
