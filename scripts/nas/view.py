@@ -1,7 +1,6 @@
 """A search as a person sees it: live on a terminal, plain lines elsewhere, a summary at the end."""
 
 import time
-from pathlib import Path
 
 from modelkit import artifact
 from modelkit.store import Store
@@ -35,7 +34,7 @@ class View:
         self.console.print(
             f"experiment {experiment.name}: {experiment.algorithm}{stopping}, {experiment.max_trials} trials, "
             f"{experiment.parallel} at a time{most}",
-            highlight=False,
+            soft_wrap=True,
         )
         if self.console.is_terminal:
             self._live = Live(console=self.console, get_renderable=self._render, refresh_per_second=4, transient=True)
@@ -182,11 +181,3 @@ def _number(text: str) -> str:
 
 def _clock(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
-
-
-def shown_path(path: Path) -> str:
-    """A path as short as it can be told from here."""
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)

@@ -51,12 +51,14 @@ def test_the_manual_policy_only_records(home: Store, trial_folder: Folder) -> No
 def test_models_measured_on_other_data_are_compared_on_the_challengers(home: Store, trial_folder: Folder) -> None:
     home.offer(trial_folder("a", 0.99, data_digest="e" * 64))
     assert home.offer(trial_folder("b", 0.9)).event == "refused"
-    ground = store.Ground("d" * 64, lambda model: 0.85)
+    ground = store.Ground("d" * 64, lambda _: 0.85)
     event = home.offer(trial_folder("c", 0.9), ground=ground)
     assert (event.event, event.current_accuracy) == ("promoted", 0.85)
 
 
-def test_a_model_with_other_classes_needs_a_person(home: Store, trial_folder: Folder, onnx: Callable[..., bytes]) -> None:
+def test_a_model_with_other_classes_needs_a_person(
+    home: Store, trial_folder: Folder, onnx: Callable[..., bytes]
+) -> None:
     home.offer(trial_folder("a", 0.8))
     other = trial_folder("b", 0.9, data=onnx(classes=["yes", "no"]), classes=["yes", "no"])
     event = home.offer(other)
@@ -114,7 +116,8 @@ def test_a_version_promoted_by_hand_stays_until_it_is_unpinned(home: Store, tria
 
 
 def test_rolling_back_goes_one_version_further_each_time(home: Store, trial_folder: Folder) -> None:
-    digests = [home.offer(trial_folder(name, accuracy)).digest for name, accuracy in (("a", 0.7), ("b", 0.8), ("c", 0.9))]
+    offered = (trial_folder(name, accuracy) for name, accuracy in (("a", 0.7), ("b", 0.8), ("c", 0.9)))
+    digests = [home.offer(folder).digest for folder in offered]
     assert [home.rollback().digest for _ in range(2)] == [digests[1], digests[0]]
     with pytest.raises(store.StoreError, match="no earlier version"):
         home.rollback()
@@ -171,7 +174,9 @@ def test_a_promotion_killed_at_any_step_leaves_a_whole_store(
     assert home.load().manifest.trial == "b"
 
 
-def test_offers_from_many_processes_leave_the_best_one_current(home: Store, trial_folder: Folder, tmp_path: Path) -> None:
+def test_offers_from_many_processes_leave_the_best_one_current(
+    home: Store, trial_folder: Folder, tmp_path: Path
+) -> None:
     folders = [trial_folder(f"t{n}", 0.5 + n / 100) for n in range(4)]
     command = [sys.executable, "-m", "modelkit.store", "--root", str(tmp_path), "--model", "demo", "offer"]
     started = [subprocess.Popen([*command, str(folder)], stdout=subprocess.DEVNULL) for folder in folders]
