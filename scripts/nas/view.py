@@ -1,6 +1,7 @@
 """A search as a person sees it: live on a terminal, plain lines elsewhere, a summary at the end."""
 
 import time
+from pathlib import Path
 
 from modelkit import artifact
 from modelkit.store import Store
@@ -82,7 +83,7 @@ class View:
         test = f", {manifest.metrics.test.accuracy:.4f} on the test set" if manifest.metrics.test else ""
         accuracy = f"accuracy {manifest.metrics.validation.accuracy:.4f}{test}"
         self._line("model", f"{store.model} {current[:12]} {fate} ({accuracy})")
-        self._line("", str(store.version(current)))
+        self._line("", _shown(store.version(current)))
         for index, command in enumerate(_next_commands(store.model, manifest)):
             self._line("next" if index == 0 else "", command)
 
@@ -162,6 +163,12 @@ def _next_commands(model: str, manifest: artifact.Manifest) -> list[str]:
     else:
         commands.append(f"make batch MODEL={model}")
     return commands
+
+
+def _shown(path: Path) -> str:
+    """A path as a person in this folder would type it."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def _short(trial: Trial) -> str:
