@@ -16,12 +16,13 @@ import errno
 import json
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -375,7 +376,7 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
 
 
-# Command line: `python3 -m modelkit.store --root /model --model iris list`
+# Command line: `python3 -m modelkit.store list --model iris`
 
 
 def _list(store: Store, _: argparse.Namespace) -> int:
@@ -422,42 +423,32 @@ def _tell(event: Event) -> int:
     return 0
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, prog: str = "python3 -m modelkit.store", root: Path = Path("/model")) -> int:
     """The store's command line. Returns the exit status: 1 for an error or a store that isn't whole."""
-    parser = argparse.ArgumentParser(prog="python3 -m modelkit.store", description="Look after the models in a store.")
-    parser.add_argument("--root", type=Path, default=Path("/model"), help="the store's folder (default: %(default)s)")
-    parser.add_argument("--model", required=True, help="the model's name, for example iris")
+    parser = argparse.ArgumentParser(prog=prog, description="Look after the models in a store.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[[Store, argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text)
+    def command(name: str, run: Callable[[Store, argparse.Namespace], int], text: str, example: str = "") -> Any:
+        words = f"{prog} {name} --model iris {example}".rstrip()
+        sub = commands.add_parser(name, help=text, description=text, epilog=f"Example: {words}")
+        sub.add_argument("--model", required=True, help="the model's name, for example iris")
+        sub.add_argument("--root", type=Path, default=root, help="the store's folder (default: %(default)s)")
         sub.set_defaults(run=run)
         return sub
 
     command("list", _list, "List versions and trials' models, newest first.")
-    command("show", _show, "Print a model's manifest.").add_argument(
-        "digest", nargs="?", help="default: the current one"
-    )
-    offer = command("offer", lambda s, a: _tell(s.offer(a.folder)), "Propose the model in a trial's folder.")
+    show = command("show", _show, "Print a model's manifest.", "3f2a")
+    show.add_argument("digest", nargs="?", help="the digest, or enough of its start (default: the current one's)")
+    offer = command("offer", lambda s, a: _tell(s.offer(a.folder)), "Propose the model in a trial's folder.", "FOLDER")
     offer.add_argument("folder", type=Path)
-    promote = command("promote", lambda s, a: _tell(s.promote(a.digest)), "Make a model current and pin it.")
+    promote = command("promote", lambda s, a: _tell(s.promote(a.digest)), "Make a model current and pin it.", "3f2a")
     promote.add_argument("digest", help="the digest, or enough of its start")
-    command(
-        "rollback",
-        lambda s, _: _tell(s.rollback()),
-        "Go back to the version before the current one, and pin it.",
-    )
+    command("rollback", lambda s, _: _tell(s.rollback()), "Go back to the version before the current one, and pin it.")
     command("unpin", lambda s, _: _tell(s.unpin()), "Let offers decide again.")
     command("verify", _verify, "Check every version; exit status 1 if one is broken.")
-    gc = command("gc", _gc, "Remove old versions and trials.")
+    gc = command("gc", _gc, "Remove old versions and trials: never what is served, pinned or young.", "--keep 3")
     gc.add_argument("--keep", type=int, default=5, help="promoted versions to keep (default: %(default)s)")
-    gc.add_argument(
-        "--older-than",
-        type=float,
-        default=1,
-        metavar="DAYS",
-        help="keep what is younger (default: %(default)s)",
-    )
+    gc.add_argument("--older-than", type=float, default=1, metavar="DAYS", help="keep what is younger (default: 1)")
     command("history", _history, "Print every decision with its reason, as JSON lines.")
     args = parser.parse_args(argv)
     try:
@@ -472,4 +463,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no error
     sys.exit(main())

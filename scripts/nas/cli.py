@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer
 from nas.errors import NasError
 
 ROOT = Path(__file__).parents[2]
+PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}  # to a program with options of its own
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,9 +22,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Search, serve and score models: on this machine, from the values files of the Helm chart.",
 )
-models = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look after the models in the store.")
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Fetch what trainers learn from, once.")
-app.add_typer(models, name="models")
 app.add_typer(data_app, name="data")
 
 
@@ -34,7 +34,6 @@ class Target(StrEnum):
 
 
 Model = Annotated[str, typer.Option("--model", "-m", help="The model's name.")]
-Digest = Annotated[str, typer.Argument(help="The digest, or enough of its start; `nas models list` shows it.")]
 
 
 def _home() -> Path:
@@ -108,85 +107,19 @@ def mnist(
     print(f"mnist is in {data.ensure('mnist', _home() / 'data', folder)}")
 
 
-@models.command("list")
-def list_models(model: Model = "iris") -> None:
-    """List versions and trials' models, newest first.
+@app.command(context_settings=PASS_ON, add_help_option=False)
+def models(context: typer.Context) -> None:
+    """List, show, promote, rollback, unpin, verify or gc the models in the store.
 
-    Example: nas models list --model mnist
+    Example: nas models list --model iris
     """
-    _store(model, "list")
+    from modelkit import store
+
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no error
+    raise typer.Exit(store.main(context.args or ["--help"], prog="nas models", root=_home() / "model"))
 
 
-@models.command()
-def show(
-    digest: Annotated[str | None, typer.Argument(help="Default: the current one.")] = None, model: Model = "iris"
-) -> None:
-    """Print a model's manifest.
-
-    Example: nas models show 3f2a
-    """
-    _store(model, "show", *([digest] if digest else []))
-
-
-@models.command()
-def promote(digest: Digest, model: Model = "iris") -> None:
-    """Make a model current and pin it: searches only record until `unpin`.
-
-    Example: nas models promote 3f2a --model mnist
-    """
-    _store(model, "promote", digest)
-
-
-@models.command()
-def rollback(model: Model = "iris") -> None:
-    """Go back to the version before the current one, and pin it.
-
-    Example: nas models rollback --model mnist
-    """
-    _store(model, "rollback")
-
-
-@models.command()
-def unpin(model: Model = "iris") -> None:
-    """Let searches promote again.
-
-    Example: nas models unpin --model iris
-    """
-    _store(model, "unpin")
-
-
-@models.command()
-def verify(model: Model = "iris") -> None:
-    """Check every version; exit status 1 if one is broken.
-
-    Example: nas models verify --model mnist
-    """
-    _store(model, "verify")
-
-
-@models.command()
-def history(model: Model = "iris") -> None:
-    """Print every decision with its reason, as JSON lines.
-
-    Example: nas models history --model iris
-    """
-    _store(model, "history")
-
-
-@models.command()
-def gc(
-    model: Model = "iris",
-    keep: Annotated[int, typer.Option(min=1, help="Promoted versions to keep.")] = 5,
-    older_than: Annotated[float, typer.Option(min=0, metavar="DAYS", help="Keep what is younger.")] = 1.0,
-) -> None:
-    """Remove versions and trials no one needs: never what is served, pinned or young.
-
-    Example: nas models gc --model mnist --keep 3
-    """
-    _store(model, "gc", "--keep", str(keep), "--older-than", str(older_than))
-
-
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
+@app.command(context_settings=PASS_ON, add_help_option=False)
 def helm(context: typer.Context) -> None:
     """Call the helm that `nas run` uses.
 
@@ -196,12 +129,6 @@ def helm(context: typer.Context) -> None:
 
     path = chart.helm(_home())
     os.execv(path, [str(path), *context.args])
-
-
-def _store(model: str, *words: str) -> None:
-    from modelkit import store
-
-    raise typer.Exit(store.main(["--root", str(_home() / "model"), "--model", model, *words]))
 
 
 def _become(script: str, *words: str) -> None:

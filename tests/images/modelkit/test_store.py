@@ -178,7 +178,7 @@ def test_offers_from_many_processes_leave_the_best_one_current(
     home: Store, trial_folder: Folder, tmp_path: Path
 ) -> None:
     folders = [trial_folder(f"t{n}", 0.5 + n / 100) for n in range(4)]
-    command = [sys.executable, "-m", "modelkit.store", "--root", str(tmp_path), "--model", "demo", "offer"]
+    command = [sys.executable, "-m", "modelkit.store", "offer", "--root", str(tmp_path), "--model", "demo"]
     started = [subprocess.Popen([*command, str(folder)], stdout=subprocess.DEVNULL) for folder in folders]
     assert [process.wait() for process in started] == [0] * 4
     assert home.load().manifest.trial == "t3"
@@ -230,14 +230,14 @@ def test_the_command_line_shows_what_is_there(
     home.offer(trial_folder("a", 0.8))
     home.offer(trial_folder("b", 0.7))
     base = ["--root", str(home.root), "--model", "demo"]
-    assert store.main([*base, "list"]) == 0
+    assert store.main(["list", *base]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:]] == ["trial", "current"]
-    assert store.main([*base, "verify"]) == 0
-    assert store.main([*base, "unpin"]) == 1
+    assert store.main(["verify", *base]) == 0
+    assert store.main(["unpin", *base]) == 1
     assert capsys.readouterr().err == "error: 'demo' is not pinned\n"
 
 
 def test_verify_fails_for_a_store_that_is_not_whole(home: Store, trial_folder: Folder) -> None:
     (home.version(home.offer(trial_folder("a", 0.8)).digest) / "manifest.json").unlink()
-    assert store.main(["--root", str(home.root), "--model", "demo", "verify"]) == 1
+    assert store.main(["verify", "--root", str(home.root), "--model", "demo"]) == 1
