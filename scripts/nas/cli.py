@@ -1,6 +1,5 @@
 """The command line `nas`."""
 
-import contextlib
 import os
 import signal
 import sys
@@ -146,8 +145,9 @@ def main() -> None:
     except NasError as error:
         message = str(error)
     except OSError as error:
-        with contextlib.suppress(ValueError):  # a closed stdout, such as `| head`
-            message = f"{error.filename or 'files'}: {error.strerror}; nothing was lost, mend it and run it again"
+        from modelkit.store import explain
+
+        message = explain(error, Path(error.filename or _home()))
     except KeyboardInterrupt:
         sys.exit(130)
     if message:

@@ -1,6 +1,5 @@
 """A search on this machine, from a values file to a promoted model."""
 
-import time
 from pathlib import Path
 
 from modelkit import artifact, files
@@ -30,7 +29,7 @@ def run(root: Path, home: Path, values: str, number: int | None, resume: bool, s
     if dataset := data.NEEDED_BY.get(image.name):
         data.ensure(dataset, places.data)
     store = Store(places.store, experiment.model)
-    before = _writable(store)
+    _check(store)
     view = View(Console(highlight=False))
     search = view.search = Search(experiment, places, view)
     if resume:
@@ -42,7 +41,7 @@ def run(root: Path, home: Path, values: str, number: int | None, resume: bool, s
         if search.interrupted:
             view.console.print(f"interrupted; to go on: nas run {values} --resume")
             return 128 + search.interrupted
-        view.summary(store, before)
+        view.summary(store)
     except (StoreError, artifact.ArtifactError, files.LockError) as error:
         raise NasError(str(error)) from error
     if search.state == "Failed" or search.best is None:
@@ -87,15 +86,14 @@ def _interrupted(places: Places, path: Path) -> dict[str, object]:
     raise NasError(f"no interrupted run of {path} in {places.home / 'runs'}: leave --resume out to start one")
 
 
-def _writable(store: Store) -> str | None:
-    """Fail before the first trial when the store can't be written or locked; else its current digest."""
+def _check(store: Store) -> None:
+    """Fail before the first trial when the store can't be written or locked."""
     try:
         store.adopt()
         store.folder.mkdir(parents=True, exist_ok=True)
         with files.locked(store.folder / ".lock"):
-            files.write(store.folder / ".probe", str(time.time()).encode())
+            files.write(store.folder / ".probe", b"")
             (store.folder / ".probe").unlink()
-        return store.current()
     except (StoreError, files.LockError) as error:
         raise NasError(str(error)) from error
     except OSError as error:

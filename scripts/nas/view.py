@@ -64,7 +64,7 @@ class View:
         text = f"{trial.state} after {epochs} epochs: {self.search.experiment.metric} {value:.4f}{best}"
         self._say(trial, f"{text}{self._remaining()}")
 
-    def summary(self, store: Store, before: str | None) -> None:
+    def summary(self, store: Store) -> None:
         """Trials, the best one, epochs spent, where the model is, and what to type next."""
         search, experiment = self.search, self.search.experiment
         self.console.print(self._table(search.trials))
@@ -79,7 +79,7 @@ class View:
         if current is None:
             return
         manifest = store.load().manifest
-        fate = "promoted" if current != before else "still the best: nothing was promoted"
+        fate = "promoted" if manifest.experiment == experiment.name else "still the best: nothing was promoted"
         test = f", {manifest.metrics.test.accuracy:.4f} on the test set" if manifest.metrics.test else ""
         accuracy = f"accuracy {manifest.metrics.validation.accuracy:.4f}{test}"
         self._line("model", f"{store.model} {current[:12]} {fate} ({accuracy})")
