@@ -37,7 +37,7 @@ lint: .venv/ready-dev ## run ruff, mypy, yamllint, shellcheck and helm lint
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy scripts/nas images/modelkit
-	@for folder in iris-trainer mnist-trainer server batch; do .venv/bin/mypy images/$$folder/*.py || exit 1; done
+	@for folder in iris-trainer mnist-trainer server batch; do MYPYPATH=images/$$folder .venv/bin/mypy images/$$folder/*.py || exit 1; done
 	@.venv/bin/yamllint --strict .
 	@.venv/bin/shellcheck scripts/setup.sh .ci/run
 	@$(NAS) helm lint --strict charts/nas

@@ -286,7 +286,7 @@ class Store:
         scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".new-"))
         try:
             scratch.chmod(0o775)
-            parent = self.current()
+            parent = self._previous()
             artifact.save(scratch, data, msgspec.structs.replace(manifest, parent=parent))
             if target.exists():
                 shutil.rmtree(target)
@@ -298,10 +298,16 @@ class Store:
         return manifest.digest
 
     def _pin(self, digest: str, event: Literal["pinned", "rolled back"], reason: str) -> Event:
-        previous = self.current()
+        previous = self._previous()
         self._point("PINNED", digest)
         self._point("CURRENT", digest)
         return self._record(Event(_now(), event, digest, reason, previous=previous))
+
+    def _previous(self) -> str | None:
+        """CURRENT before it is replaced; a damaged one is about to be mended."""
+        with contextlib.suppress(StoreError):
+            return self.current()
+        return None
 
     def _point(self, name: str, digest: str) -> None:
         files.write(self.folder / name, f"{digest}\n".encode())
