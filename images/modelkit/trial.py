@@ -312,8 +312,7 @@ class Trial:
             _print_line(line)
 
     def _save_checkpoint(self, epoch: int, state: Mapping[str, Array]) -> None:
-        arrays = {k: np.ascontiguousarray(v) for k, v in state.items()}
-        packed = {k: (v.dtype.str, list(v.shape), v.tobytes()) for k, v in arrays.items()}
+        packed = {k: (v.dtype.str, list(v.shape), v.tobytes()) for k, v in state.items()}
         data = msgspec.msgpack.encode(_Checkpoint(self._fingerprint, epoch, packed))
         files.write(self.folder / _CHECKPOINT, zlib.crc32(data).to_bytes(4, "big") + data, durable=False)
 

@@ -1,0 +1,130 @@
+import gzip
+import importlib.util
+import os
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from modelkit import artifact
+
+SCRIPT = Path(__file__).parents[3] / "images/mnist-trainer/train.py"
+ROWS = {"train": 1200, "t10k": 200}
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Digits that can be told apart: each lights a square of its own, under noise; idx.gz files as MNIST's."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "mnist").mkdir()
+    random = np.random.default_rng(0)
+    for part, count in ROWS.items():
+        labels = random.integers(10, size=count).astype(np.uint8)
+        images = random.integers(120, size=(count, 28, 28)).astype(np.uint8)
+        for image, label in zip(images, labels, strict=True):
+            image[4 + 10 * (label % 2) :, 2 + 5 * (label // 2) :][:6, :4] += 100
+        for name, array in (("images-idx3", images), ("labels-idx1", labels)):
+            header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes()
+            (folder / f"mnist/{part}-{name}-ubyte.gz").write_bytes(gzip.compress(header + array.tobytes()))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trainer() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("mnist_trainer", SCRIPT)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def command(folder: Path, *words: str) -> list[str]:
+    sizes = ["--layers=2", "--units=16", "--lr=0.01", "--batch-size=50"]
+    return [sys.executable, str(SCRIPT), *sizes, f"--export-path={folder}", *words]
+
+
+def train(data: Path, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"NAS_DATA": str(data), "NAS_CPUS": "1"}
+    return subprocess.run(command(folder, *words), capture_output=True, text=True, timeout=120, env=environment)
+
+
+def epoch_lines(result: subprocess.CompletedProcess[str]) -> list[str]:
+    return [line for line in result.stdout.splitlines() if line.startswith("epoch=")]
+
+
+def test_the_printed_accuracy_is_exactly_that_of_the_kept_file_on_the_hold_out(
+    data: Path, tmp_path: Path, trainer: ModuleType
+) -> None:
+    result = train(data, tmp_path / "best", "--epochs=4")
+    assert result.returncode == 0, result.stderr
+    model = artifact.load(tmp_path / "best")
+    images, labels = trainer.read(data / "mnist", "train")
+    _, holdout = trainer.split(len(images))
+    scores = model.score(images[holdout], labels[holdout], "holdout")
+    printed = float(epoch_lines(result)[model.manifest.epoch - 1].split("accuracy=")[1])
+    assert printed == scores.accuracy == model.manifest.metrics.validation.accuracy
+    assert scores.accuracy > 0.5, "a network that learns tells these digits apart better than by chance"
+    assert model.manifest.metrics.test == model.score(*trainer.read(data / "mnist", "t10k"), "test")
+
+
+def test_no_image_is_both_learned_from_and_held_out(trainer: ModuleType) -> None:
+    train_rows, holdout = trainer.split(60000)
+    assert (len(train_rows), len(holdout)) == (50000, 10000)
+    assert len(set(train_rows) | set(holdout)) == 60000
+
+
+def test_the_file_computes_what_the_averaged_network_computes(data: Path, trainer: ModuleType) -> None:
+    images, labels = trainer.read(data / "mnist", "train")
+    settings = {"layers": 3, "units": 16, "lr": 0.01, "batch_size": 50, "dropout": 0.1, "shift": 1}
+    args = Namespace(**settings, weight_decay=0.01, epochs=3, seed=1)
+    training = trainer.Training(args, images, labels)
+    training.epoch()
+    network = trainer.Network(args).eval()
+    network.load_state_dict(training.average, strict=False)
+    with torch.no_grad():
+        rows = torch.from_numpy(images[:100].astype(np.float32))
+        expected = network((rows - trainer.MEAN) / trainer.DEVIATION).softmax(dim=1).numpy()
+    np.testing.assert_allclose(artifact.predict(training.onnx(), images[:100]), expected, atol=1e-5)
+
+
+def test_a_killed_trial_that_goes_on_equals_one_that_was_never_stopped(data: Path, tmp_path: Path) -> None:
+    words = ["--epochs=5", "--patience=50", "--seed=3"]
+    whole = epoch_lines(train(data, tmp_path / "whole", *words))
+    environment = os.environ | {"NAS_DATA": str(data), "NAS_CPUS": "1"}
+    process = subprocess.Popen(command(tmp_path / "cut", *words), stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout
+    while not process.stdout.readline().startswith("epoch=2"):
+        pass
+    process.kill()
+    process.wait()
+    resumed = train(data, tmp_path / "cut", *words)
+    assert "going on after epoch" in resumed.stdout
+    assert epoch_lines(resumed) == whole
+
+
+def test_data_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
+    result = train(tmp_path, tmp_path / "best")
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: ")
+    assert "nas data mnist" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_damaged_file_is_one_clear_line(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "mnist").mkdir()
+    for path in (data / "mnist").iterdir():
+        (tmp_path / "mnist" / path.name).write_bytes(path.read_bytes()[:-100])
+    result = train(tmp_path, tmp_path / "best")
+    assert (result.returncode, len(result.stderr.splitlines())) == (1, 1)
+
+
+def test_a_learning_rate_that_diverges_ends_the_trial_without_a_nan(data: Path, tmp_path: Path) -> None:
+    result = train(data, tmp_path / "wild", "--lr=1e30", "--epochs=2")
+    assert result.returncode == 1
+    assert "nan" not in result.stdout
+    assert result.stderr.splitlines()[-1].startswith("error: ")
