@@ -92,7 +92,7 @@ def score(model: artifact.Model, inputs: list[Path], output: Path, show: int) ->
             names = [classes[k] for k in best]
             writer.writerows(zip(range(total, total + len(best)), best, names, strict=True))
             for i, (k, name) in enumerate(zip(best[: max(0, show - total)], names, strict=False), total):
-                print(f"Sample {i}: predicted class = {k}" + (f" ({name})" if name != str(k) else ""))
+                print(f"Sample {i}: predicted class = {k}" + (f" ({name})" if name != str(k) else ""), flush=True)
             counts.update(names)
             total += len(best)
             if labels:
@@ -121,7 +121,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, help="folder for predictions.csv")
     parser.add_argument("--print", type=int, default=100, help="predictions to print (default: %(default)s)")
     args = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that no temporary file stays
     mnist = Path(os.environ.get("NAS_DATA", "/data")) / "mnist" / "t10k-images-idx3-ubyte.gz"
     inputs = [mnist if name == "mnist-test" else Path(name) for name in args.input]
     try:
@@ -134,9 +133,6 @@ def main(argv: list[str] | None = None) -> int:
         score(model, inputs, args.output, args.print)
     except (InputError, store.StoreError, artifact.ArtifactError) as error:
         message = str(error)
-    except BrokenPipeError:  # the reader of stdout has gone: no one is left to tell
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except OSError as error:
         message = store.explain(error, args.output)
     else:
@@ -183,4 +179,6 @@ def _numbers(row: list[str], columns: list[int], label: int, where: str) -> tupl
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that no temporary file stays
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no error
     sys.exit(main())

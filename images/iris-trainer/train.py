@@ -21,6 +21,7 @@ CLASSES = ["setosa", "versicolor", "virginica"]
 FEATURES = ["sepal_length", "sepal_width", "petal_length", "petal_width"]
 SPLIT_SEED = 0  # the splits belong to the data, not to the trial, so that trials and searches compare
 FOLDS = 5
+sklearn.set_config(assume_finite=True, skip_parameter_validation=True)  # the checks take longer than the training
 
 
 class Learner:

@@ -53,7 +53,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--ready", choices=["model", "process"], default="model", help=ready)
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn's own takes over while it runs, then raises again
     family = socket.AF_INET6 if ":" in args.host else socket.AF_INET
     try:
         app = create_app(args.store, args.model, ready=args.ready)
@@ -76,4 +75,5 @@ def _fail(message: str) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn's own takes over while it runs, then raises again
     sys.exit(main())

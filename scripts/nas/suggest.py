@@ -1,5 +1,7 @@
 """Which parameters to try next: Katib's algorithms by Optuna's samplers."""
 
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 from nas.errors import NasError
@@ -20,15 +22,18 @@ class Suggester:
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._optuna: Any = optuna
-        self._grid = experiment.algorithm == "grid"
         self._space = {p.name: _distribution(optuna, p) for p in experiment.parameters}
-        self._tried: set[tuple[tuple[str, str], ...]] = set()
+        self._tried = [assignments for assignments, _ in earlier]
+        self._grid: Iterator[dict[str, str]] | None = None
+        if experiment.algorithm == "grid":  # Optuna's grid can only be walked by its own loop
+            points = itertools.product(*(_points(name, d) for name, d in self._space.items()))
+            self._grid = (dict(zip(self._space, map(_text, point), strict=True)) for point in points)
+            return
         self._study: Any = optuna.create_study(
             direction="maximize" if experiment.maximize else "minimize",
-            sampler=_sampler(optuna, experiment, self._space, len(earlier)),
+            sampler=_sampler(optuna, experiment, len(earlier)),
         )
         for assignments, value in earlier:
-            self._tried.add(tuple(sorted(assignments.items())))
             params = {name: _parse(self._space[name], text) for name, text in assignments.items()}
             state = optuna.trial.TrialState.COMPLETE if value is not None else optuna.trial.TrialState.FAIL
             self._study.add_trial(
@@ -37,24 +42,20 @@ class Suggester:
 
     def ask(self) -> tuple[int, dict[str, str]] | None:
         """A number to `tell` the outcome by, and the assignments; None when a grid has no point left."""
-        while True:
-            trial = self._study.ask(self._space)
-            assignments = {name: _text(value) for name, value in trial.params.items()}
-            key = tuple(sorted(assignments.items()))
-            if not self._grid or key not in self._tried:
-                self._tried.add(key)
-                return trial.number, assignments
-            self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
-            if self._study.sampler.is_exhausted(self._study):
-                return None
+        if self._grid:
+            point = next((point for point in self._grid if point not in self._tried), None)
+            return None if point is None else (-1, point)
+        trial = self._study.ask(self._space)
+        return trial.number, {name: _text(value) for name, value in trial.params.items()}
 
     def tell(self, number: int, value: float | None) -> None:
         """The objective value of the trial `ask` gave that number, None when it failed."""
-        state = None if value is not None else self._optuna.trial.TrialState.FAIL
-        self._study.tell(number, value, state=state)
+        if not self._grid:
+            state = None if value is not None else self._optuna.trial.TrialState.FAIL
+            self._study.tell(number, value, state=state)
 
 
-def _sampler(optuna: Any, experiment: Experiment, space: dict[str, Any], earlier: int) -> Any:
+def _sampler(optuna: Any, experiment: Experiment, earlier: int) -> Any:
     samplers, settings = optuna.samplers, experiment.settings
     # A resumed run draws anew instead of repeating its first draws.
     seed = (int(settings["random_state"]) + earlier) % 2**32 if "random_state" in settings else None
@@ -73,8 +74,6 @@ def _sampler(optuna: Any, experiment: Experiment, space: dict[str, Any], earlier
             return samplers.CmaEsSampler(seed=seed)
         case "sobol":
             return samplers.QMCSampler(qmc_type="sobol", scramble=True, seed=seed)
-        case "grid":
-            return samplers.GridSampler({name: _points(name, d) for name, d in space.items()}, seed=seed)
         case "bayesianoptimization":
             try:
                 import torch  # noqa: F401 - Optuna's Gaussian process needs it

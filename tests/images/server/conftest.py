@@ -1,5 +1,5 @@
 import sys
 from pathlib import Path
 
-SERVER = Path(__file__).parents[3] / "images" / "server"
-sys.path.insert(0, str(SERVER))  # in the image its modules are at /app, beside modelkit
+# In the image the server's modules are at /app, beside modelkit.
+sys.path.insert(0, str(Path(__file__).parents[3] / "images" / "server"))

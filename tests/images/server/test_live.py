@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -9,8 +10,11 @@ from typing import Any
 
 import app
 import httpx
+import live
 import models
+import numpy as np
 import pytest
+from modelkit import artifact, files
 from modelkit.store import Store
 
 FLOWER = [5.1, 3.5, 1.4, 0.2]
@@ -78,7 +82,7 @@ def test_no_request_fails_while_models_change_and_each_answer_is_of_one_model(tm
             for swaps in range(1, 16):
                 digest = digests[swaps % 3]
                 await asyncio.to_thread(store.promote, digest)
-                await eventually(lambda digest=digest: is_served(client, digest))
+                await eventually(functools.partial(is_served, client, digest))
             done.set()
 
     asyncio.run(scene())
@@ -106,23 +110,32 @@ def break_current(root: Path, digest: str) -> None:
 def test_a_broken_version_is_refused_once_in_the_log_and_the_old_one_answers(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
     damage: Callable[[Path, str], None],
     sentence: str,
 ) -> None:
     caplog.set_level(logging.INFO)
     better = models.promote(tmp_path, "iris", models.iris_constant(2))
     good = models.promote(tmp_path, "iris", models.iris_constant(0))
+    looks: list[None] = []
+    refresh = live.Live.refresh
+    monkeypatch.setattr(live.Live, "refresh", lambda self: looks.append(refresh(self)))
 
     async def scene() -> None:
         async with serving(tmp_path) as client:
             damage(tmp_path, better)
             if damage is not break_current:
-                (tmp_path / "iris" / "CURRENT").write_text(f"{better}\n")
+                files.write(tmp_path / "iris" / "CURRENT", f"{better}\n".encode())
             refused = await eventually(lambda: problem(client))
             assert sentence in refused
-            for _ in range(20):
+            enough = len(looks) + 5
+
+            async def looked_again() -> bool:
                 answer = (await client.post("/predict", json=FLOWER)).json()
                 assert (answer["label"], answer["digest"]) == ("setosa", good)
+                return len(looks) > enough
+
+            await eventually(looked_again)
             models.promote(tmp_path, "iris", models.iris_constant(1))
             await eventually(lambda: recovered(client))
             assert (await client.post("/predict", json=FLOWER)).json()["label"] == "versicolor"
@@ -130,6 +143,19 @@ def test_a_broken_version_is_refused_once_in_the_log_and_the_old_one_answers(
     asyncio.run(scene())
     assert [sentence in line for line in caplog.messages].count(True) == 1
     assert f"{good[:12]} keeps serving" in caplog.text
+
+
+def test_a_version_that_loads_but_can_not_answer_is_refused(tmp_path: Path) -> None:
+    good = models.promote(tmp_path, "iris", models.iris_constant(0))
+
+    async def scene() -> None:
+        async with serving(tmp_path) as client:
+            wide = artifact.mlp([(np.zeros((5, 3)), np.zeros(3))], "identity", models.IRIS, models.SPECIES)
+            await asyncio.to_thread(models.promote, tmp_path, "iris", wide)
+            await eventually(lambda: problem(client))
+            assert (await client.post("/predict", json=FLOWER)).json()["digest"] == good
+
+    asyncio.run(scene())
 
 
 async def problem(client: httpx.AsyncClient) -> str | None:
