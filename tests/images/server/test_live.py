@@ -145,14 +145,14 @@ def test_a_broken_version_is_refused_once_in_the_log_and_the_old_one_answers(
     assert f"{good[:12]} keeps serving" in caplog.text
 
 
-def test_a_version_that_loads_but_can_not_answer_is_refused(tmp_path: Path) -> None:
+def test_a_version_that_loads_but_answers_amiss_is_refused(tmp_path: Path) -> None:
     good = models.promote(tmp_path, "iris", models.iris_constant(0))
 
     async def scene() -> None:
         async with serving(tmp_path) as client:
-            wide = artifact.mlp([(np.zeros((5, 3)), np.zeros(3))], "identity", models.IRIS, models.SPECIES)
-            await asyncio.to_thread(models.promote, tmp_path, "iris", wide)
-            await eventually(lambda: problem(client))
+            five = artifact.mlp([(np.zeros((4, 5)), np.zeros(5))], "identity", models.IRIS, models.SPECIES)
+            await asyncio.to_thread(models.promote, tmp_path, "iris", five)
+            assert "doesn't answer with 3 probabilities" in await eventually(lambda: problem(client))
             assert (await client.post("/predict", json=FLOWER)).json()["digest"] == good
 
     asyncio.run(scene())
