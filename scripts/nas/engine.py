@@ -124,6 +124,8 @@ class Search:
 
     def run(self) -> None:
         """Run trials until the Experiment is complete or a signal interrupts it. Raises NasError, OSError."""
+        earlier = [(t.assignments, self._told(t)) for t in self.trials + self._waiting]
+        self._suggester = Suggester(self.experiment, earlier)
         for name in ("trials", "logs"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         try:
@@ -132,8 +134,6 @@ class Search:
         except files.LockError as error:
             raise NasError(f"experiment {self.experiment.name} is already running: {error}") from error
         try:
-            earlier = [(t.assignments, self._told(t)) for t in self.trials + self._waiting]
-            self._suggester = Suggester(self.experiment, earlier)
             self._judge()
             self._record()
             with _Signals() as signals, selectors.DefaultSelector() as selector:

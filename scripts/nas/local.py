@@ -39,7 +39,7 @@ def run(root: Path, home: Path, values: str, number: int | None, resume: bool, s
     try:
         store.adopt()
         if search.interrupted:
-            view.console.print(f"interrupted; to go on: nas run {values} --resume")
+            view.console.print(f"interrupted; to go on: nas run {values} --resume", soft_wrap=True)
             return 128 + search.interrupted
         view.summary(store)
     except (StoreError, artifact.ArtifactError, files.LockError) as error:

@@ -1,0 +1,164 @@
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from modelkit.store import Store
+
+ROOT = Path(__file__).parents[2]
+Nas = Callable[..., subprocess.CompletedProcess[str]]
+QUICK = [
+    "--set",
+    "experiment.maxTrials=2",
+    "--set",
+    "experiment.parallelTrials=2",
+    "--set",
+    "experiment.maxFailedTrials=1",
+]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home for runs and models, with the helm of this checkout."""
+    folder = tmp_path_factory.mktemp("home")
+    (ROOT / ".nas/tools").mkdir(parents=True, exist_ok=True)
+    (folder / "tools").symlink_to(ROOT / ".nas/tools")
+    return folder
+
+
+@pytest.fixture
+def nas(home: Path) -> Nas:
+    """Call the command line; it must not show a traceback, whatever happens."""
+
+    def call(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        command = [str(Path(sys.executable).with_name("nas")), *words]
+        settings = os.environ | {"NAS_HOME": str(home)} | environment
+        result = subprocess.run(command, capture_output=True, text=True, env=settings, timeout=120, cwd=ROOT)
+        assert "Traceback" not in result.stderr
+        return result
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def searched(home: Path) -> subprocess.CompletedProcess[str]:
+    """One small real search."""
+    command = [str(Path(sys.executable).with_name("nas")), "run", "iris", *QUICK]
+    environment = os.environ | {"NAS_HOME": str(home)}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+def test_a_search_leaves_a_promoted_model_and_says_what_to_type_next(
+    searched: subprocess.CompletedProcess[str], home: Path
+) -> None:
+    current = Store(home / "model", "iris").current()
+    assert current
+    lines = searched.stdout.splitlines()
+    assert lines[0].startswith("target: local (")
+    assert [line for line in lines if line.startswith("model ") and f"{current[:12]} promoted" in line]
+    assert [line for line in lines if line.startswith("epochs ") and "of at most 100" in line]
+    assert "next    make serve MODEL=iris" in lines
+    assert sum("trial 1/2" in line for line in lines) == 2
+
+
+@pytest.mark.usefixtures("searched")
+def test_the_next_search_is_a_new_one(nas: Nas, home: Path) -> None:
+    runs = len(list((home / "runs").iterdir()))
+    assert nas("run", "iris", *QUICK).returncode == 0
+    assert len(list((home / "runs").iterdir())) == runs + 1
+
+
+@pytest.mark.usefixtures("searched")
+def test_a_run_that_is_there_is_not_run_over(nas: Nas) -> None:
+    result = nas("run", "iris", *QUICK, "--run", "1")
+    assert (result.returncode, "run 1 of" in result.stderr) == (1, True)
+
+
+@pytest.mark.usefixtures("searched")
+def test_resume_without_an_interrupted_run_says_so(nas: Nas) -> None:
+    result = nas("run", "iris", "--resume")
+    assert (result.returncode, "no interrupted run" in result.stderr) == (1, True)
+
+
+def test_ctrl_c_interrupts_a_search_and_resume_ends_it(nas: Nas, home: Path, tmp_path: Path) -> None:
+    values = tmp_path / "cut.yaml"
+    values.write_text((ROOT / "values/iris.yaml").read_text())
+    command = [str(Path(sys.executable).with_name("nas")), "run", str(values), *QUICK]
+    environment = os.environ | {"NAS_HOME": str(home)}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT)
+    assert process.stdout
+    while "trial 2/2" not in process.stdout.readline():
+        pass
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"nas run {values} --resume" in output
+    again = nas("run", str(values), "--resume")
+    assert again.returncode == 0, again.stderr
+    assert "all trials are done" in again.stdout
+
+
+@pytest.mark.usefixtures("searched")
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "iriss"], "no values file"),
+        (["run", "iris", "--set", "experiment.maxTrails=3"], "'maxTrails' not allowed"),
+        (
+            ["run", "iris", "--set", "experiment.parameters.lr.min=1"],
+            "ERROR: experiment.parameters.lr has min (1) above",
+        ),
+        (["run", "iris", "--set", "experiment.parallelTrials=99"], "ERROR: experiment.parallelTrials (99) is above"),
+        (["run", "iris", "--set", "experiment.algorithm.name=magic"], "value must be one of 'random'"),
+        (["run", "iris", "--set", "experiment.algorithm.name=hyperband"], "can't run on this machine"),
+        (["run", "iris", "--set", "experiment.enabled=false"], "set experiment.enabled to true"),
+        (["run", "iris", "--set", "experiment.trainer.image.repository=other"], "'other' has no folder"),
+        (["models", "show", "--model", "nothing"], "no model 'nothing'"),
+        (["models", "promote", "--model", "iris", "ffffffffffff"], "no model 'ffffffffffff'"),
+        (["serve", "--model", "iris", "--port", "99999"], "99999"),
+    ],
+)
+def test_bad_input_is_told_and_ends_with_status_1(nas: Nas, home: Path, words: list[str], message: str) -> None:
+    runs = sorted((home / "runs").iterdir())
+    result = nas(*words)
+    assert result.returncode == 1
+    assert "error: " in result.stderr
+    assert message in result.stderr
+    assert sorted((home / "runs").iterdir()) == runs
+
+
+def test_helm_that_cannot_be_had_is_told_with_where_to_get_it(nas: Nas, tmp_path: Path) -> None:
+    environment = {"PATH": "/nonexistent", "NAS_HOME": str(tmp_path), "UV_OFFLINE": "1", "UV_CACHE_DIR": str(tmp_path)}
+    result = nas("run", "iris", **environment)
+    assert result.returncode == 1
+    assert "helm is not on PATH, and it could not be fetched" in result.stderr
+    assert "install Helm 3.14 or newer" in result.stderr
+
+
+def test_a_store_that_cannot_be_written_is_told_before_the_first_trial(nas: Nas, tmp_path: Path) -> None:
+    (tmp_path / "tools").symlink_to(ROOT / ".nas/tools")
+    (tmp_path / "model").touch()
+    result = nas("run", "iris", NAS_HOME=str(tmp_path))
+    assert (result.returncode, result.stderr.startswith("error: can't write to")) == (1, True)
+    assert "trial 1/" not in result.stdout
+
+
+@pytest.mark.usefixtures("searched")
+def test_a_port_in_use_is_told(nas: Nas) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        result = nas("serve", "--model", "iris", "--port", str(taken.getsockname()[1]))
+    assert result.returncode == 1
+    assert "in use" in result.stderr
+
+
+def test_every_command_shows_an_example(nas: Nas) -> None:
+    for words in (["run"], ["serve"], ["batch"], ["data", "mnist"], ["models", "list"], ["models", "gc"]):
+        result = nas(*words, "--help")
+        assert result.returncode == 0
+        assert f"Example: nas {' '.join(words)}" in " ".join(result.stdout.split())

