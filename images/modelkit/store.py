@@ -167,6 +167,7 @@ class Store:
         """Make the model with that digest CURRENT, and pin it until `unpin`. Raises StoreError, ArtifactError."""
         with self._locked():
             entry = self.find(prefix)
+            artifact.load(entry.folder, entry.manifest.digest)
             return self._pin(self._commit(entry.folder, entry.manifest), "pinned", reason)
 
     def rollback(self) -> Event:

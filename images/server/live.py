@@ -27,8 +27,9 @@ class Live:
             digest = self.store.current()
             if self.model is None or self.model.manifest.digest != digest:
                 model = self.store.load(digest)
-                takes = model.manifest.input
-                model.predict(np.zeros((1, *takes.shape), takes.dtype))  # it answers here before it answers anyone
+                takes, classes = model.manifest.input, model.manifest.classes
+                if model.predict(np.zeros((1, *takes.shape), takes.dtype)).shape != (1, len(classes)):
+                    raise artifact.ArtifactError(f"{digest} doesn't answer with {len(classes)} probabilities a row")
                 self.model = model
             self.problem = None
         except Exception as error:  # noqa: BLE001 - nothing that a version does may end the following of CURRENT

@@ -115,6 +115,17 @@ def test_a_version_promoted_by_hand_stays_until_it_is_unpinned(home: Store, tria
     assert home.offer(trial_folder("d", 0.96)).event == "promoted"
 
 
+def test_a_model_that_cannot_be_built_is_never_promoted(
+    home: Store, trial_folder: Folder, onnx: Callable[..., bytes]
+) -> None:
+    first = home.offer(trial_folder("a", 0.8)).digest
+    folder = trial_folder("b", 0.9, data=onnx(layers=[(np.zeros((5, 2)), np.zeros(2))]))
+    assert home.offer(folder).event == "refused"
+    with pytest.raises(artifact.ArtifactError, match="can't be built"):
+        home.promote(artifact.read(folder)[0].digest)
+    assert home.current() == first
+
+
 def test_rolling_back_goes_one_version_further_each_time(home: Store, trial_folder: Folder) -> None:
     offered = (trial_folder(name, accuracy) for name, accuracy in (("a", 0.7), ("b", 0.8), ("c", 0.9)))
     digests = [home.offer(folder).digest for folder in offered]
