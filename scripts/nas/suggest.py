@@ -1,6 +1,7 @@
 """Which parameters to try next: Katib's algorithms by Optuna's samplers."""
 
 import itertools
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -57,6 +58,7 @@ class Suggester:
 
 def _sampler(optuna: Any, experiment: Experiment, earlier: int) -> Any:
     samplers, settings = optuna.samplers, experiment.settings
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # multivariate TPE, Sobol, Gauss
     # A resumed run draws anew instead of repeating its first draws.
     seed = (int(settings["random_state"]) + earlier) % 2**32 if "random_state" in settings else None
     startup = {"n_startup_trials": int(settings.get("n_initial_points", settings.get("n_startup_trials", 10)))}
@@ -64,9 +66,6 @@ def _sampler(optuna: Any, experiment: Experiment, earlier: int) -> Any:
         case "random":
             return samplers.RandomSampler(seed)
         case "tpe" | "multivariate-tpe" as name:
-            import warnings
-
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             return samplers.TPESampler(
                 seed=seed, multivariate=name != "tpe", constant_liar=experiment.parallel > 1, **startup
             )

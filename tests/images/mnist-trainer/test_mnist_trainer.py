@@ -82,7 +82,7 @@ def test_the_file_computes_what_the_averaged_network_computes(data: Path, traine
     images, labels = trainer.read(data / "mnist", "train")
     settings = {"layers": 3, "units": 16, "lr": 0.01, "batch_size": 50, "dropout": 0.1, "shift": 1}
     args = Namespace(**settings, weight_decay=0.01, epochs=3, seed=1)
-    training = trainer.Training(args, images, labels)
+    training = trainer.Training(args, images.copy(), labels)
     training.epoch()
     network = trainer.Network(args).eval()
     network.load_state_dict(training.average, strict=False)
