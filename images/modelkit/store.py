@@ -151,17 +151,15 @@ class Store:
         trials that were killed before they could offer are judged first. Raises StoreError, LockError, OSError.
         """
         with self._locked():
-            for other in self._abandoned():
-                if other != folder:
-                    self._judge(other, policy, min_improvement, ground)
+            self._adopt(policy, min_improvement, ground, offering=folder)
             return self._judge(folder, policy, min_improvement, ground)
 
     def adopt(self, policy: Policy = "auto", min_improvement: float = 0.0) -> list[Event]:
         """Offer the models of trials that were killed before they could. Raises as `offer`."""
-        if not self._abandoned():
+        if not any(not (folder / OFFERED).exists() for folder in self._trials()):
             return []
         with self._locked():
-            return [self._judge(folder, policy, min_improvement, None) for folder in self._abandoned()]
+            return self._adopt(policy, min_improvement, None)
 
     def promote(self, prefix: str, reason: str = "promoted by hand") -> Event:
         """Make the model with that digest CURRENT, and pin it until `unpin`. Raises StoreError, ArtifactError."""
@@ -216,6 +214,19 @@ class Store:
         return removed
 
     # Inside the lock
+
+    def _adopt(
+        self, policy: Policy, min_improvement: float, ground: Ground | None, offering: Path | None = None
+    ) -> list[Event]:
+        events = []
+        for folder in self._trials():
+            if folder == offering:
+                continue
+            # The lock is free when the trial's process is gone; held meanwhile, a restarted one waits for it.
+            with contextlib.suppress(files.LockError), files.locked(folder / ".lock", wait=0):
+                if not (folder / OFFERED).exists():
+                    events.append(self._judge(folder, policy, min_improvement, ground))
+        return events
 
     def _judge(self, folder: Path, policy: Policy, min_improvement: float, ground: Ground | None) -> Event:
         trial = f"{folder.parent.name}/{folder.name}"
@@ -338,9 +349,6 @@ class Store:
 
     def _versions(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("versions/*") if re.fullmatch(r"[0-9a-f]{64}", path.name))
-
-    def _abandoned(self) -> list[Path]:
-        return [folder for folder in self._trials() if not (folder / OFFERED).exists() and not _busy(folder)]
 
     def _line(self, name: str) -> str | None:
         try:

@@ -36,6 +36,7 @@ from modelkit.artifact import Array, Input, Scores
 METRICS_FILE = "metrics.jsonl"
 _CHECKPOINT = "checkpoint"
 _LIBRARIES = ("numpy", "onnx", "onnxruntime", "scikit-learn", "torch")
+_LOCK_WAIT = 2.0  # seconds: an offer holds the lock while it adopts what this trial left before it was killed
 _COLLECTOR_CAP = 30.0  # seconds to wait for Katib's metrics collector
 
 
@@ -170,7 +171,7 @@ class Trial:
     def __enter__(self) -> "Trial":
         with self._plain_errors():
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._stack.enter_context(files.locked(self.folder / ".lock", wait=0))
+            self._stack.enter_context(files.locked(self.folder / ".lock", wait=_LOCK_WAIT))
             self._resume()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)

@@ -91,12 +91,18 @@ class Experiment:
         """The image's name without registry, tag and digest: the folder under images/."""
         return re.split("[:@]", str(self.container["image"]).rsplit("/", 1)[-1])[0]
 
+    def argument(self, name: str) -> str | None:
+        """A fixed argument of the trainer, None when it isn't given."""
+        for word in map(str, self.container.get("args", [])):
+            if word.startswith(f"--{name}="):
+                return word.partition("=")[2]
+        return None
+
     @property
     def most_epochs(self) -> int | None:
         """The epochs all trials together could take, None when the command line doesn't say."""
-        words = " ".join(map(str, self.container.get("args", [])))
-        found = re.search(r"--epochs[= ](\d+)", words)
-        return int(found[1]) * self.max_trials if found else None
+        epochs = self.argument("epochs")
+        return int(epochs) * self.max_trials if epochs and epochs.isdigit() else None
 
     def job(self, trial: str, assignments: dict[str, str]) -> Manifest:
         """The trialSpec with every `${trialParameters.*}` of a trial put in, as Katib's controller does."""

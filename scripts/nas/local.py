@@ -1,9 +1,10 @@
 """A search on this machine, from a values file to a promoted model."""
 
+import re
 from pathlib import Path
 
 from modelkit import artifact, files
-from modelkit.store import Store, StoreError, explain
+from modelkit.store import Policy, Store, StoreError, explain
 from rich.console import Console
 
 from nas import chart, data, frameworks
@@ -30,6 +31,9 @@ def run(root: Path, home: Path, values: str, number: int | None, resume: bool, s
         data.ensure(dataset, places.data)
     store = Store(places.store, experiment.model)
     _check(store)
+    # What a killed trial left is judged as the trial would have been.
+    policy: Policy = "manual" if experiment.argument("promotion") == "manual" else "auto"
+    min_improvement = float(experiment.argument("min-improvement") or 0)
     view = View(Console(highlight=False))
     search = view.search = Search(experiment, places, view)
     if resume:
@@ -37,7 +41,7 @@ def run(root: Path, home: Path, values: str, number: int | None, resume: bool, s
     with view:
         search.run()
     try:
-        store.adopt()
+        store.adopt(policy, min_improvement)
         if search.interrupted:
             view.console.print(f"interrupted; to go on: nas run {values} --resume", soft_wrap=True)
             return 128 + search.interrupted
@@ -55,7 +59,8 @@ def _values(root: Path, name: str) -> Path:
 
 
 def _release(path: Path) -> str:
-    return f"{path.stem}-nas"
+    name = re.sub("[^a-z0-9]+", "-", path.stem.lower()).strip("-")
+    return f"{name[:27]}-nas"  # 31 characters: Katib allows 40, with the hash
 
 
 def _new(places: Places, path: Path, number: int | None, settings: list[str]) -> dict[str, object]:
@@ -89,7 +94,6 @@ def _interrupted(places: Places, path: Path) -> dict[str, object]:
 def _check(store: Store) -> None:
     """Fail before the first trial when the store can't be written or locked."""
     try:
-        store.adopt()
         store.folder.mkdir(parents=True, exist_ok=True)
         with files.locked(store.folder / ".lock"):
             files.write(store.folder / ".probe", b"")

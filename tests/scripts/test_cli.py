@@ -87,7 +87,7 @@ def test_resume_without_an_interrupted_run_says_so(nas: Nas) -> None:
 
 
 def test_ctrl_c_interrupts_a_search_and_resume_ends_it(nas: Nas, home: Path, tmp_path: Path) -> None:
-    values = tmp_path / "cut.yaml"
+    values = tmp_path / "My_Cut.yaml"
     values.write_text((ROOT / "values/iris.yaml").read_text())
     command = [str(Path(sys.executable).with_name("nas")), "run", str(values), *QUICK]
     environment = os.environ | {"NAS_HOME": str(home)}
