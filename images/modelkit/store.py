@@ -93,7 +93,12 @@ class Store:
         chosen = digest or self.current()
         if chosen is None:
             raise StoreError(self._nothing())
-        return artifact.load(self.version(chosen), chosen, threads)
+        try:
+            return artifact.load(self.version(chosen), chosen, threads)
+        except artifact.ArtifactError as error:
+            raise artifact.ArtifactError(
+                f"{error}: `rollback` or `promote DIGEST` makes another one current"
+            ) from error
 
     def entries(self) -> list[Entry]:
         """Versions and trials' models that can be read, newest first. Broken ones: see `verify`."""
