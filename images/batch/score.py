@@ -1,7 +1,8 @@
 """Score files with a store's current model, or with the one a digest names.
 
 Inputs are idx files of images (their labels beside them, if there), CSV files whose header names the model's features
-(and `label`, if known), each also as .gz, or mnist-test. Predictions go to OUTPUT/predictions.csv, whole or not at all.
+(and `label`, if known), each also as .gz, or mnist-test. Predictions go to OUTPUT/predictions.csv, whole or not at all;
+those of one shard of several, a process each, to OUTPUT/predictions-0-of-4.csv and so on.
 """
 
 import argparse
@@ -78,30 +79,35 @@ def read_csv(path: Path, takes: artifact.Input) -> Iterator[Chunk]:
             yield np.array(values, np.float32).reshape(-1, *takes.shape), list(labels) if label >= 0 else None
 
 
-def score(model: artifact.Model, inputs: list[Path], output: Path, show: int) -> None:
-    """Score `inputs`, print the first `show` predictions and a summary. Raises InputError, OSError."""
+def score(model: artifact.Model, inputs: list[Path], output: Path, show: int, shard: int = 0, shards: int = 1) -> None:
+    """Score what falls to a shard, print the predictions of the first `show` rows and a summary.
+
+    Shard i of n takes the chunks i, i+n, i+2n, … of all inputs' rows; a row's number counts them all. Raises
+    InputError, OSError.
+    """
     started, classes, table = time.perf_counter(), model.manifest.classes, io.StringIO(newline="")
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(["row", "class", "label"])
     counts: Counter[str] = Counter()
-    total = known = right = 0
+    start = known = right = 0
     output.mkdir(parents=True, exist_ok=True)  # an unwritable place is noticed before the work is done
-    for path in inputs:
-        for rows, labels in read(path, model.manifest.input):
+    chunks = ((path, *chunk) for path in inputs for chunk in read(path, model.manifest.input))
+    for number, (path, rows, labels) in enumerate(chunks):
+        if number % shards == shard:
             best = model.predict(rows).argmax(axis=1).tolist()
             names = [classes[k] for k in best]
-            writer.writerows(zip(range(total, total + len(best)), best, names, strict=True))
-            for i, (k, name) in enumerate(zip(best[: max(0, show - total)], names, strict=False), total):
+            writer.writerows(zip(range(start, start + len(best)), best, names, strict=True))
+            for i, (k, name) in enumerate(zip(best[: max(0, show - start)], names, strict=False), start):
                 print(f"Sample {i}: predicted class = {k}" + (f" ({name})" if name != str(k) else ""), flush=True)
             counts.update(names)
-            total += len(best)
             if labels:
                 if unknown := set(labels) - set(classes):
                     raise InputError(f"{path}: label {min(unknown)!r} is none of the model's ({', '.join(classes)})")
                 known, right = known + len(labels), right + sum(map(str.__eq__, names, labels))
-    target = output / "predictions.csv"
+        start += len(rows)
+    target = output / ("predictions.csv" if shards == 1 else f"predictions-{shard}-of-{shards}.csv")
     files.write(target, table.getvalue().encode())
-    seconds = time.perf_counter() - started
+    seconds, total = time.perf_counter() - started, counts.total()
     print(f"scored    {total} rows in {seconds:.2f} s ({total / seconds:.0f} rows/s)")
     print(f"classes   {', '.join(f'{name}: {counts[name]}' for name in classes)}")
     if known:
@@ -120,7 +126,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--input", nargs="+", default=["mnist-test"], help="files, or mnist-test (default)")
     parser.add_argument("--output", type=Path, required=True, help="folder for predictions.csv")
     parser.add_argument("--print", type=int, default=100, help="predictions to print (default: %(default)s)")
+    parser.add_argument("--shards", type=int, default=1, help="parts that the rows are split in (default: %(default)s)")
+    parser.add_argument("--shard-index", type=int, default=0, help="the part to score, from 0 (default: %(default)s)")
     args = parser.parse_args(argv)
+    if not 0 <= args.shard_index < args.shards:
+        parser.error(f"--shard-index is 0 to {args.shards - 1} with --shards {args.shards}, not {args.shard_index}")
     mnist = Path(os.environ.get("NAS_DATA", "/data")) / "mnist" / "t10k-images-idx3-ubyte.gz"
     inputs = [mnist if name == "mnist-test" else Path(name) for name in args.input]
     try:
@@ -130,7 +140,7 @@ def main(argv: list[str] | None = None) -> int:
         entry = kept.find(args.digest) if args.digest else None
         threads = modelkit.cpus()
         model = artifact.load(entry.folder, entry.manifest.digest, threads) if entry else kept.load(threads=threads)
-        score(model, inputs, args.output, args.print)
+        score(model, inputs, args.output, args.print, args.shard_index, args.shards)
     except (InputError, store.StoreError, artifact.ArtifactError) as error:
         message = str(error)
     except OSError as error:

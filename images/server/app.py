@@ -11,8 +11,10 @@ import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from live import Live
+from metrics import Measured, Metrics
 from modelkit.artifact import Model
 from modelkit.store import Store
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -48,6 +50,8 @@ def create_app(store_root: Path, model: str, *, ready: str = "model", poll: floa
 
     app = FastAPI(title=f"nas: {model}", lifespan=lifespan)
     app.state.live = live
+    metrics = Metrics(live)
+    app.add_middleware(Measured, metrics=metrics)
 
     def current() -> Model:
         if live.model is None:
@@ -64,8 +68,11 @@ def create_app(store_root: Path, model: str, *, ready: str = "model", poll: floa
         """
         chosen, body = current(), await _read(request)
         if len(body) <= INLINE_BODY:
-            return _json(_answer(chosen, body))
-        return _json(await asyncio.to_thread(_answer, chosen, body))
+            answer = _answer(chosen, body)
+        else:
+            answer = await asyncio.to_thread(_answer, chosen, body)
+        metrics.rows.inc(len(answer.get("predictions", [0])))
+        return _json(answer)
 
     @app.get("/model", responses={503: PROBLEMS[503]})
     async def manifest() -> Response:
@@ -82,6 +89,11 @@ def create_app(store_root: Path, model: str, *, ready: str = "model", poll: floa
         """Ready to answer. `problem` says why the version that was promoted last isn't what answers."""
         digest = current().manifest.digest if ready == "model" or live.model else None
         return _json({"ready": True, "model": model, "digest": digest, "problem": live.problem})
+
+    @app.get("/metrics")
+    async def measured() -> Response:
+        """Requests, times, rows, and which version answers, for Prometheus."""
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     @app.exception_handler(HTTPException)
     async def problem(_: Request, error: HTTPException) -> Response:

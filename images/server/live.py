@@ -20,9 +20,11 @@ class Live:
         self.store = store
         self.model: artifact.Model | None = None
         self.problem: str | None = None
+        self.loads = self.refusals = 0
 
     def refresh(self) -> None:
         """Serve what CURRENT names once it is loaded, verified and has answered; until then what was. Blocks."""
+        digest = None
         try:
             digest = self.store.current()
             if self.model is None or self.model.manifest.digest != digest:
@@ -31,9 +33,12 @@ class Live:
                 if model.predict(np.zeros((1, *takes.shape), takes.dtype)).shape != (1, len(classes)):
                     raise artifact.ArtifactError(f"{digest} doesn't answer with {len(classes)} probabilities a row")
                 self.model = model
+                self.loads += 1
             self.problem = None
         except Exception as error:  # noqa: BLE001 - nothing that a version does may end the following of CURRENT
-            self.problem = str(error)
+            if self.problem != (problem := str(error)):
+                self.problem = problem
+                self.refusals += bool(digest or self.model)  # else nothing is promoted yet
 
     async def follow(self, interval: float) -> None:
         """Refresh every `interval` seconds in a thread, and log each change once. Runs until cancelled."""

@@ -226,3 +226,23 @@ def test_a_reader_that_stops_reading_is_no_error(place: Path) -> None:
     assert process.stderr.read() == ""
     process.wait(timeout=30)
     process.stderr.close()
+
+
+def test_shards_together_hold_every_row_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(score, "CHUNK", 3)
+    digits = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]
+    path = place / "images-idx3-ubyte"
+    path.write_bytes(images(digits))
+    for shard in range(3):
+        split = ["--shards", "3", "--shard-index", str(shard)]
+        assert score.main([*arguments(place, "mnist"), "--input", str(path), *split]) == 0
+    parts = [(place / "out" / f"predictions-{shard}-of-3.csv").read_text().splitlines() for shard in range(3)]
+    rows = sorted(tuple(map(int, line.split(","))) for part in parts for line in part[1:])
+    assert rows == [(number, digit, digit) for number, digit in enumerate(digits)]
+    assert [len(part) - 1 for part in parts] == [4, 3, 3]
+
+
+def test_a_shard_that_is_none_of_them_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        score.main([*arguments(place, "mnist"), "--shards", "3", "--shard-index", "3"])
+    assert "--shard-index is 0 to 2 with --shards 3" in capsys.readouterr().err
