@@ -1,15 +1,28 @@
 {{- define "batch.spec" -}}
-backoffLimit: {{ int .Values.backoffLimit }}
+completions: {{ int .Values.shards }}
+parallelism: {{ int .Values.parallelism }}
+completionMode: Indexed
+backoffLimitPerIndex: {{ int .Values.backoffLimit }}
 activeDeadlineSeconds: {{ int .Values.activeDeadlineSeconds }}
+podFailurePolicy:
+  rules:
+    - action: Ignore  # a drained node is no failure
+      onPodConditions:
+        - type: DisruptionTarget
+          status: "True"
 template:
-  metadata:
-    labels: {{- include "nas.podLabels" . | nindent 6 }}
+  metadata: {{- include "nas.podMetadata" (list . .Values) | nindent 4 }}
   spec:
     restartPolicy: Never
     {{- include "nas.podSpec" (list . .Values) | nindent 4 }}
+    {{- with include "nas.fixPermissions" (list . .Values) }}
+    {{- . | nindent 4 }}
+    {{- end }}
     containers:
       - name: batch
-        {{- include "nas.container" (list . .Values) | nindent 8 }}
+        {{- include "nas.container" (list . .Values "readOnly") | nindent 8 }}
+          - name: models
+            mountPath: /output
         command: [python3, /app/score.py]
         args:
           - --store=/model
@@ -23,12 +36,8 @@ template:
           {{- with .Values.digest }}
           - --digest={{ . }}
           {{- end }}
-        volumeMounts:
-          - name: models
-            mountPath: /model
-            readOnly: true
-          - name: models
-            mountPath: /output
-          - name: tmp
-            mountPath: /tmp
+          {{- if gt (int .Values.shards) 1 }}
+          - --shards={{ int .Values.shards }}
+          - --shard-index=$(JOB_COMPLETION_INDEX)
+          {{- end }}
 {{- end }}

@@ -1,6 +1,6 @@
-{{/* The first of the hash's uses: the name. Only what Katib lets no one edit is in the hash, and no version. */}}
+{{/* RELEASE-HASH. Only what Katib lets no one edit is in the hash, and no version: an unchanged search keeps its name. */}}
 {{- define "experiment.hash" -}}
-{{- $spec := include "experiment.immutable" (dict "root" . "name" "NAME" "seed" "SEED") -}}
+{{- $spec := include "experiment.immutable" (dict "root" . "name" "NAME" "seed" "SEED") | fromYaml | toJson -}}
 {{- printf "%s run %v" $spec (int .Values.run) | sha256sum | trunc 8 -}}
 {{- end }}
 
@@ -16,58 +16,43 @@
 {{/* The spec without what may be edited. Takes a dict: root, and the name and seed to put in. */}}
 {{- define "experiment.immutable" -}}
 {{- $root := .root -}}
-{{- $v := $root.Values -}}
+{{- $v := include "nas.compact" $root.Values | fromJson -}}
+{{- $metrics := prepend ($v.objective.additionalMetrics | default list) $v.objective.metric -}}
 objective:
   type: {{ $v.objective.type }}
   {{- if not (kindIs "invalid" $v.objective.goal) }}
   goal: {{ $v.objective.goal }}
   {{- end }}
-  objectiveMetricName: {{ $v.objective.metric }}
+  objectiveMetricName: {{ $v.objective.metric | quote }}
   {{- with $v.objective.additionalMetrics }}
   additionalMetricNames: {{- toYaml . | nindent 4 }}
   {{- end }}
-  metricStrategies:
-    {{- range $metric := prepend $v.objective.additionalMetrics $v.objective.metric }}
-    - name: {{ $metric }}
-      value: {{ get $v.objective.strategies $metric | default (ternary "max" "min" (eq $v.objective.type "maximize")) }}
-    {{- end }}
+  {{- with include "experiment.strategies" (list $metrics $v.objective.strategies) }}
+  metricStrategies: {{- . | nindent 4 }}
+  {{- end }}
 algorithm:
   algorithmName: {{ $v.algorithm.name }}
-  {{- $settings := $v.algorithm.settings }}
-  {{- if not (has $v.algorithm.name (list "grid" "hyperband")) }}
-  {{- $settings = merge (dict) $settings (dict "random_state" .seed) }}
-  {{- end }}
-  {{- with $settings }}
-  algorithmSettings:
-    {{- range $name, $value := . }}
-    - name: {{ $name }}
-      value: {{ include "nas.text" $value | quote }}
-    {{- end }}
-  {{- end }}
+  {{- $seeded := has $v.algorithm.name (list "random" "tpe" "multivariate-tpe" "bayesianoptimization" "cmaes" "sobol") }}
+  {{- $settings := merge (dict) ($v.algorithm.settings | default dict) (ternary (dict "random_state" .seed) dict (and $v.seed $seeded)) }}
+  {{- include "experiment.settings" $settings | nindent 2 }}
 {{- if $v.earlyStopping.enabled }}
 earlyStopping:
-  algorithmName: medianstop
-  algorithmSettings:
-    - name: min_trials_required
-      value: {{ int $v.earlyStopping.minTrials | quote }}
-    - name: start_step
-      value: {{ int $v.earlyStopping.startStep | quote }}
+  algorithmName: {{ $v.earlyStopping.algorithm }}
+  {{- include "experiment.settings" $v.earlyStopping.settings | nindent 2 }}
 {{- end }}
-{{- /* With Never, the service that stops trials goes away when the goal is reached, and the next one it stops fails. */}}
-resumePolicy: LongRunning
-metricsCollectorSpec:
-  collector:
-    kind: StdOut
-  source:
-    filter:
-      metricsFormat:
-        {{- range prepend $v.objective.additionalMetrics $v.objective.metric }}
-        {{- /* Katib counts brackets: two of them, the name's and the value's. Lines that aren't an epoch's say nothing. */}}
-        - {{ printf `^epoch=[0-9]+.* (%s)=([+-]?[0-9]*\.?[0-9]+([Ee][+-]?[0-9]+)?)` . | squote }}
-        {{- end }}
+{{- with $v.resumePolicy }}
+resumePolicy: {{ . }}
+{{- end }}
+{{- with include "experiment.collector" (list $v $metrics) | fromYaml }}
+metricsCollectorSpec: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $v.nasConfig }}
+nasConfig: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $v.parameters }}
 parameters:
-  {{- range $name, $p := $v.parameters }}
-  - name: {{ $name }}
+  {{- range $name, $p := . }}
+  - name: {{ $name | quote }}
     parameterType: {{ $p.type }}
     feasibleSpace:
       {{- range $key := list "min" "max" "step" }}
@@ -85,25 +70,118 @@ parameters:
       distribution: {{ . }}
       {{- end }}
   {{- end }}
-trialTemplate:
-  primaryContainerName: trial
-  {{- /* Without it an early-stopped trial's Job is deleted before Katib sees it end, and the Experiment hangs. */}}
-  retain: true
-  trialParameters:
-    {{- range $name, $_ := $v.parameters }}
-    - name: {{ $name }}
-      reference: {{ $name }}
-    {{- end }}
-    - name: trialName
-      reference: ${trialSpec.Name}
-  trialSpec: {{- include "experiment.job" . | nindent 4 }}
+{{- end }}
+trialTemplate: {{- include "experiment.template" . | nindent 2 }}
 {{- end }}
 
-{{/* A trial. Katib's webhook refuses empty values anywhere in it. */}}
+{{- define "experiment.strategies" -}}
+{{- $strategies := index . 1 | default dict -}}
+{{- range $metric := index . 0 -}}
+{{- with get $strategies $metric }}
+- name: {{ $metric | quote }}
+  value: {{ . }}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{- define "experiment.settings" -}}
+{{- with . }}
+algorithmSettings:
+  {{- range $name, $value := . }}
+  - name: {{ $name }}
+    value: {{ include "nas.text" $value | quote }}
+  {{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Takes a list: the values, and the names of the metrics. */}}
+{{- define "experiment.collector" -}}
+{{- $v := index . 0 -}}
+{{- $collector := $v.metricsCollector -}}
+{{- with $collector.kind -}}
+collector:
+  kind: {{ . | quote }}
+  {{- with $collector.customCollector }}
+  customCollector: {{- toYaml . | nindent 4 }}
+  {{- end }}
+{{- $formats := $collector.formats -}}
+{{- $ours := not (or $v.trialTemplate.trialSpec $v.trialTemplate.configMap) -}}
+{{- if and (kindIs "invalid" $formats) $ours (eq . "StdOut") -}}
+{{- $formats = list -}}
+{{- range $metric := index $ 1 -}}
+{{- /* Katib counts brackets: two of them, the name's and the value's. Lines that aren't an epoch's say nothing. */ -}}
+{{- $formats = append $formats (printf `^epoch=[0-9]+.* (%s)=([+-]?[0-9]*\.?[0-9]+([Ee][+-]?[0-9]+)?)` $metric) -}}
+{{- end -}}
+{{- end -}}
+{{- $source := deepCopy ($collector.source | default dict) -}}
+{{- with $formats -}}
+{{- $_ := set $source "filter" (dict "metricsFormat" .) -}}
+{{- end -}}
+{{- with $source }}
+source: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Takes what experiment.immutable takes. */}}
+{{- define "experiment.template" -}}
+{{- $v := include "nas.compact" .root.Values | fromJson -}}
+{{- $t := $v.trialTemplate -}}
+{{- $spec := $t.trialSpec -}}
+{{- if not (or $spec $t.configMap) -}}
+{{- $spec = include "experiment.job" . | fromYaml -}}
+{{- end -}}
+primaryContainerName: {{ $t.primaryContainerName }}
+{{- with $t.primaryPodLabels }}
+primaryPodLabels: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $t.successCondition }}
+successCondition: {{ . | quote }}
+{{- end }}
+{{- with $t.failureCondition }}
+failureCondition: {{ . | quote }}
+{{- end }}
+{{- if $t.retain }}
+{{- /* Without it an early-stopped trial's Job is deleted before Katib sees it end, and the Experiment hangs. */}}
+retain: true
+{{- end }}
+trialParameters:
+  {{- range $name, $parameter := include "experiment.trialParameters" (list $v $spec) | fromYaml }}
+  - name: {{ $name | quote }}
+    {{- with $parameter.description }}
+    description: {{ . | quote }}
+    {{- end }}
+    reference: {{ $parameter.reference | quote }}
+  {{- end }}
+{{- if $t.configMap }}
+configMap: {{- toYaml $t.configMap | nindent 2 }}
+{{- else }}
+trialSpec: {{- toYaml $spec | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* What the values say; else each parameter that the trial uses, and its name. Takes a list: the values, the trialSpec. */}}
+{{- define "experiment.trialParameters" -}}
+{{- $v := index . 0 -}}
+{{- $text := toJson (index . 1) -}}
+{{- $found := dict -}}
+{{- range $name := append (keys ($v.parameters | default dict) | sortAlpha) "trialName" -}}
+{{- if or $v.trialTemplate.configMap (contains (printf "${trialParameters.%s}" $name) $text) -}}
+{{- $_ := set $found $name (dict "reference" (ternary "${trialSpec.Name}" $name (eq $name "trialName"))) -}}
+{{- end -}}
+{{- end -}}
+{{ $v.trialTemplate.trialParameters | default $found | toYaml }}
+{{- end }}
+
+{{/* A trial of the trainer. Katib's webhook refuses empty values anywhere in it. Takes what experiment.immutable takes. */}}
 {{- define "experiment.job" -}}
 {{- $root := .root -}}
-{{- $v := $root.Values -}}
-{{- $args := merge (dict) $v.trainer.args (dict "seed" .seed) -}}
+{{- $v := include "nas.compact" $root.Values | fromJson -}}
+{{- $args := merge (dict) ($v.trainer.args | default dict) (ternary (dict "seed" .seed) dict $v.seed) -}}
+{{- $metadata := include "nas.podMetadata" (list $root $v.trainer) | fromYaml -}}
+{{- /* The trial's own log is empty: Katib sends its output to this container. */ -}}
+{{- $default := dict "kubectl.kubernetes.io/default-container" "metrics-logger-and-collector" -}}
+{{- $_ := set $metadata "annotations" (merge ($metadata.annotations | default dict) $default) -}}
 apiVersion: batch/v1
 kind: Job
 spec:
@@ -111,16 +189,15 @@ spec:
   activeDeadlineSeconds: {{ int $v.activeDeadlineSeconds }}
   ttlSecondsAfterFinished: {{ int $v.ttlSecondsAfterFinished }}
   template:
-    metadata:
-      labels: {{- include "nas.podLabels" $root | nindent 8 }}
-      annotations:
-        {{- /* The trial's own log is empty: Katib sends its output to this one. */}}
-        kubectl.kubernetes.io/default-container: metrics-logger-and-collector
+    metadata: {{- toYaml $metadata | nindent 6 }}
     spec:
       restartPolicy: Never
       {{- include "nas.podSpec" (list $root $v.trainer) | nindent 6 }}
+      {{- with include "nas.fixPermissions" (list $root $v.trainer) }}
+      {{- . | nindent 6 }}
+      {{- end }}
       containers:
-        - name: trial
+        - name: {{ $v.trialTemplate.primaryContainerName }}
           {{- include "nas.container" (list $root $v.trainer) | nindent 10 }}
           command: {{- toYaml $v.trainer.command | nindent 12 }}
           args:
@@ -131,16 +208,32 @@ spec:
             - --{{ $name }}={{ include "nas.text" $value }}
             {{- end }}
             - --export-path=/model/{{ $v.global.model }}/trials/{{ .name }}/${trialParameters.trialName}
-          {{- with $v.trainer.env }}
-          env:
-            {{- range $name, $value := . }}
-            - name: {{ $name }}
-              value: {{ $value | quote }}
-            {{- end }}
-          {{- end }}
-          volumeMounts:
-            - name: models
-              mountPath: /model
-            - name: tmp
-              mountPath: /tmp
+{{- end }}
+
+{{/* What Katib would refuse to change in an Experiment that is there: sentences for templates/validate.yaml. */}}
+{{- define "experiment.refusedEdit" -}}
+{{- $name := include "experiment.name" . -}}
+{{- with lookup "kubeflow.org/v1beta1" "Experiment" .Release.Namespace $name -}}
+{{- $mend := printf "kubectl -n %s delete experiment %s" $.Release.Namespace $name -}}
+{{- $was := dig "metadata" "annotations" "nas/search" "" . -}}
+{{- $counts := dict "maxTrials" .spec.maxTrialCount "parallelTrials" .spec.parallelTrialCount "maxFailedTrials" .spec.maxFailedTrialCount -}}
+{{- $changed := list -}}
+{{- range $key, $count := $counts -}}
+{{- $new := get $.Values $key -}}
+{{- if and (not (kindIs "invalid" $new)) (ne (toString $count) (toString (int $new))) -}}
+{{- $changed = append $changed $key -}}
+{{- end -}}
+{{- end -}}
+{{- $done := false -}}
+{{- range dig "status" "conditions" list . -}}
+{{- if and (has .type (list "Succeeded" "Failed")) (eq (toString .status) "True") -}}{{- $done = true -}}{{- end -}}
+{{- end -}}
+{{- if ne $was (include "experiment.hash" $) }}
+- {{ printf "experiment.name %s belongs to another search, and Katib lets no one edit that: choose another name, or remove it (its models stay): %s" $name $mend | quote }}
+{{- else if and $changed $done (eq (.spec.resumePolicy | default "Never") "Never") }}
+- {{ printf "the search %s is done and its resumePolicy is Never, so that %s can't change: ask for a new one with experiment.run, or remove it: %s" $name (join ", " $changed) $mend | quote }}
+{{- else if and (has "maxTrials" $changed) (le (int $.Values.maxTrials) (int (dig "status" "trials" 0 .))) }}
+- {{ printf "the search %s has %d trials already, so that experiment.maxTrials can't be %d: raise it." $name (int .status.trials) (int $.Values.maxTrials) | quote }}
+{{- end }}
+{{- end -}}
 {{- end }}
