@@ -1,9 +1,12 @@
-{{/* What every pod of the chart has in common. Most take a list: the root context, and the values of the part. */}}
+{{/*
+What every pod of the chart has in common. Most take a list: the root context, and the values of the part. A null
+anywhere in these takes a default away.
+*/}}
 
 {{/* Labels and annotations; no version in them, so that a newer chart alone restarts nothing. */}}
 {{- define "nas.podMetadata" -}}
 {{- $root := index . 0 -}}
-{{- $part := index . 1 -}}
+{{- $part := include "nas.compact" (index . 1) | fromJson -}}
 {{- $labels := merge (include "nas.selector" $root | fromYaml) (dict "nas/claim" (include "nas.claim" $root)) -}}
 labels: {{- merge $labels ($part.podLabels | default dict) | toYaml | nindent 2 }}
 {{- with $part.podAnnotations }}
@@ -30,7 +33,7 @@ seccompProfile: {type: RuntimeDefault}
 {{/* The pod's spec around its containers. Nothing in it is ever empty: Katib's webhook refuses that in trials. */}}
 {{- define "nas.podSpec" -}}
 {{- $root := index . 0 -}}
-{{- $part := index . 1 -}}
+{{- $part := include "nas.compact" (index . 1) | fromJson -}}
 automountServiceAccountToken: false
 securityContext: {{- include "nas.securityContext" . | nindent 2 }}
 {{- with $root.Values.global.image.pullSecrets }}
@@ -53,7 +56,7 @@ volumes:
       claimName: {{ include "nas.claim" $root }}
   - name: tmp
     emptyDir: {sizeLimit: 1Gi}
-  {{- range $name, $volume := include "nas.compact" $part.extraVolumes | fromJson }}
+  {{- range $name, $volume := $part.extraVolumes }}
   - {{- toYaml (merge (dict "name" $name) $volume.source) | nindent 4 }}
   {{- end }}
 {{- end }}
@@ -74,7 +77,7 @@ volumes:
 {{/* A container's image, rights, resources, environment and mounts. A third element: mount the models read-only. */}}
 {{- define "nas.container" -}}
 {{- $root := index . 0 -}}
-{{- $part := index . 1 -}}
+{{- $part := include "nas.compact" (index . 1) | fromJson -}}
 image: {{ include "nas.image" (list $root $part.image) }}
 imagePullPolicy: {{ $root.Values.global.image.pullPolicy }}
 securityContext:
@@ -84,7 +87,7 @@ securityContext:
 {{- with $part.resources }}
 resources: {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with include "nas.compact" $part.extraEnv | fromJson }}
+{{- with $part.extraEnv }}
 env:
   {{- range $name, $value := . }}
   - name: {{ $name }}
@@ -103,7 +106,7 @@ volumeMounts:
     {{- end }}
   - name: tmp
     mountPath: /tmp
-  {{- range $name, $volume := include "nas.compact" $part.extraVolumes | fromJson }}
+  {{- range $name, $volume := $part.extraVolumes }}
   - {{- toYaml (merge (dict "name" $name) (omit $volume "source")) | nindent 4 }}
   {{- end }}
 {{- end }}

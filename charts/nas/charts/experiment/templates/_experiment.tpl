@@ -98,17 +98,11 @@ algorithmSettings:
 {{- define "experiment.collector" -}}
 {{- $v := index . 0 -}}
 {{- $collector := $v.metricsCollector -}}
-{{- with $collector.kind -}}
-collector:
-  kind: {{ . | quote }}
-  {{- with $collector.customCollector }}
-  customCollector: {{- toYaml . | nindent 4 }}
-  {{- end }}
 {{- $formats := $collector.formats -}}
 {{- $ours := not (or $v.trialTemplate.trialSpec $v.trialTemplate.configMap) -}}
-{{- if and (kindIs "invalid" $formats) $ours (eq . "StdOut") -}}
+{{- if and (kindIs "invalid" $formats) $ours (eq ($collector.kind | default "") "StdOut") -}}
 {{- $formats = list -}}
-{{- range $metric := index $ 1 -}}
+{{- range $metric := index . 1 -}}
 {{- /* Katib counts brackets: two of them, the name's and the value's. Lines that aren't an epoch's say nothing. */ -}}
 {{- $formats = append $formats (printf `^epoch=[0-9]+.* (%s)=([+-]?[0-9]*\.?[0-9]+([Ee][+-]?[0-9]+)?)` $metric) -}}
 {{- end -}}
@@ -117,9 +111,15 @@ collector:
 {{- with $formats -}}
 {{- $_ := set $source "filter" (dict "metricsFormat" .) -}}
 {{- end -}}
+{{- with $collector.kind -}}
+collector:
+  kind: {{ . | quote }}
+  {{- with $collector.customCollector }}
+  customCollector: {{- toYaml . | nindent 4 }}
+  {{- end }}
+{{- end }}
 {{- with $source }}
 source: {{- toYaml . | nindent 2 }}
-{{- end }}
 {{- end }}
 {{- end }}
 
@@ -145,14 +145,7 @@ failureCondition: {{ . | quote }}
 {{- /* Without it an early-stopped trial's Job is deleted before Katib sees it end, and the Experiment hangs. */}}
 retain: true
 {{- end }}
-trialParameters:
-  {{- range $name, $parameter := include "experiment.trialParameters" (list $v $spec) | fromYaml }}
-  - name: {{ $name | quote }}
-    {{- with $parameter.description }}
-    description: {{ . | quote }}
-    {{- end }}
-    reference: {{ $parameter.reference | quote }}
-  {{- end }}
+trialParameters: {{- include "experiment.trialParameters" (list $v $spec) | nindent 2 }}
 {{- if $t.configMap }}
 configMap: {{- toYaml $t.configMap | nindent 2 }}
 {{- else }}
@@ -160,17 +153,25 @@ trialSpec: {{- toYaml $spec | nindent 2 }}
 {{- end }}
 {{- end }}
 
-{{/* What the values say; else each parameter that the trial uses, and its name. Takes a list: the values, the trialSpec. */}}
+{{/* What the values say; else each parameter that the trial uses, then its name. Takes a list: the values, the trialSpec. */}}
 {{- define "experiment.trialParameters" -}}
 {{- $v := index . 0 -}}
 {{- $text := toJson (index . 1) -}}
-{{- $found := dict -}}
-{{- range $name := append (keys ($v.parameters | default dict) | sortAlpha) "trialName" -}}
-{{- if or $v.trialTemplate.configMap (contains (printf "${trialParameters.%s}" $name) $text) -}}
-{{- $_ := set $found $name (dict "reference" (ternary "${trialSpec.Name}" $name (eq $name "trialName"))) -}}
-{{- end -}}
-{{- end -}}
-{{ $v.trialTemplate.trialParameters | default $found | toYaml }}
+{{- $given := $v.trialTemplate.trialParameters | default dict -}}
+{{- range $name := keys ($given | default $v.parameters | default dict) | sortAlpha }}
+{{- $parameter := get $given $name | default (dict "reference" $name) }}
+{{- if or $given $v.trialTemplate.configMap (contains (printf "${trialParameters.%s}" $name) $text) }}
+- name: {{ $name | quote }}
+  {{- with $parameter.description }}
+  description: {{ . | quote }}
+  {{- end }}
+  reference: {{ $parameter.reference | quote }}
+{{- end }}
+{{- end }}
+{{- if and (not $given) (contains "${trialParameters.trialName}" $text) }}
+- name: trialName
+  reference: ${trialSpec.Name}
+{{- end }}
 {{- end }}
 
 {{/* A trial of the trainer. Katib's webhook refuses empty values anywhere in it. Takes what experiment.immutable takes. */}}
@@ -210,12 +211,15 @@ spec:
             - --export-path=/model/{{ $v.global.model }}/trials/{{ .name }}/${trialParameters.trialName}
 {{- end }}
 
-{{/* What Katib would refuse to change in an Experiment that is there: sentences for templates/validate.yaml. */}}
+{{/*
+What Katib would refuse to change in an Experiment that is there: sentences for templates/validate.yaml. It lets one
+edit the three counts: maxTrialCount above the trials there are, and of a search that is done only if that ended by
+its number of trials and its resumePolicy isn't Never.
+*/}}
 {{- define "experiment.refusedEdit" -}}
 {{- $name := include "experiment.name" . -}}
 {{- with lookup "kubeflow.org/v1beta1" "Experiment" .Release.Namespace $name -}}
 {{- $mend := printf "kubectl -n %s delete experiment %s" $.Release.Namespace $name -}}
-{{- $was := dig "metadata" "annotations" "nas/search" "" . -}}
 {{- $counts := dict "maxTrials" .spec.maxTrialCount "parallelTrials" .spec.parallelTrialCount "maxFailedTrials" .spec.maxFailedTrialCount -}}
 {{- $changed := list -}}
 {{- range $key, $count := $counts -}}
@@ -224,16 +228,20 @@ spec:
 {{- $changed = append $changed $key -}}
 {{- end -}}
 {{- end -}}
-{{- $done := false -}}
+{{- $keeps := ne (.spec.resumePolicy | default "Never") "Never" -}}
+{{- $closed := false -}}
 {{- range dig "status" "conditions" list . -}}
-{{- if and (has .type (list "Succeeded" "Failed")) (eq (toString .status) "True") -}}{{- $done = true -}}{{- end -}}
+{{- if and (has .type (list "Succeeded" "Failed")) (eq (toString .status) "True") -}}
+{{- $closed = not (and $keeps (eq (.reason | default "") "ExperimentMaxTrialsReached")) -}}
 {{- end -}}
-{{- if ne $was (include "experiment.hash" $) }}
+{{- end -}}
+{{- $trials := int (dig "status" "trials" 0 .) -}}
+{{- if ne (dig "metadata" "annotations" "nas/search" "" .) (include "experiment.hash" $) }}
 - {{ printf "experiment.name %s belongs to another search, and Katib lets no one edit that: choose another name, or remove it (its models stay): %s" $name $mend | quote }}
-{{- else if and $changed $done (eq (.spec.resumePolicy | default "Never") "Never") }}
-- {{ printf "the search %s is done and its resumePolicy is Never, so that %s can't change: ask for a new one with experiment.run, or remove it: %s" $name (join ", " $changed) $mend | quote }}
-{{- else if and (has "maxTrials" $changed) (le (int $.Values.maxTrials) (int (dig "status" "trials" 0 .))) }}
-- {{ printf "the search %s has %d trials already, so that experiment.maxTrials can't be %d: raise it." $name (int .status.trials) (int $.Values.maxTrials) | quote }}
+{{- else if and $changed $closed }}
+- {{ printf "the search %s is done and Katib doesn't go on with it, so that experiment.%s can't change: set it back, or ask for a new search with experiment.run." $name (join ", " $changed) | quote }}
+{{- else if and $changed (le (int $.Values.maxTrials) $trials) }}
+- {{ printf "the search %s has %d trials, and Katib changes nothing in it unless experiment.maxTrials (%d) is above that: raise it." $name $trials (int $.Values.maxTrials) | quote }}
 {{- end }}
 {{- end -}}
 {{- end }}

@@ -1,0 +1,121 @@
+"""Render the chart and give back objects."""
+
+import functools
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from nas import chart as nas_chart
+
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "charts/nas"
+# What a release is installed from: the values files of values/, those that need a search on top of one.
+PRESETS = {
+    "iris": ("iris",),
+    "mnist": ("mnist",),
+    "tutorial/mnist": ("tutorial/mnist",),
+    "microk8s": ("iris", "microk8s"),
+    "production": ("iris", "production"),
+    "gpu": ("mnist", "gpu"),
+    "all-options": ("all-options",),
+}
+EVERYTHING = ("batch.enabled=true",)
+Object = dict[str, Any]
+Objects = list[Object]
+
+
+@functools.cache
+def helm() -> str:
+    """The path of a helm; HELM names another one."""
+    return os.environ.get("HELM") or shutil.which("helm") or str(nas_chart.helm(ROOT / ".nas"))
+
+
+@functools.cache
+def run_helm(*words: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([helm(), *words], input=stdin, capture_output=True, text=True, check=False)
+
+
+def words(values: str | Object | None, settings: tuple[str, ...]) -> tuple[list[str], str | None]:
+    """helm's arguments for a preset's name or for values themselves, with `--set` settings; and its stdin."""
+    files = [str(ROOT / f"values/{name}.yaml") for name in PRESETS[values]] if isinstance(values, str) else []
+    stdin = yaml.safe_dump(values) if isinstance(values, dict) else None
+    given = ["--values", "-"] if stdin is not None else [word for file in files for word in ("--values", file)]
+    return given + [word for setting in settings for word in ("--set", setting)], stdin
+
+
+def render(
+    values: str | Object = "iris",
+    *settings: str,
+    show_only: str = "",
+    kube_version: str = "",
+    api_versions: tuple[str, ...] = (),
+    release: str = "x",
+    chart: Path = CHART,
+) -> Objects:
+    """Objects of the chart for a preset or for values, and `--set` settings."""
+    given, stdin = words(values, settings)
+    given += ["--show-only", show_only] if show_only else []
+    given += ["--kube-version", kube_version] if kube_version else []
+    given += [word for version in api_versions for word in ("--api-versions", version)]
+    result = run_helm("template", release, str(chart), "--namespace", "team", *given, stdin=stdin)
+    assert result.returncode == 0, result.stderr
+    return [found for found in yaml.safe_load_all(result.stdout) if found]
+
+
+def refusal(*settings: str, values: str | Object | None = "iris", release: str = "x") -> str:
+    """What helm says about settings that the chart refuses."""
+    given, stdin = words(values, settings)
+    result = run_helm("template", release, str(CHART), *given, stdin=stdin)
+    assert result.returncode != 0, "the chart accepts it"
+    return result.stderr
+
+
+def notes(values: str | Object = "iris", *settings: str) -> str:
+    given, stdin = words(values, settings)
+    result = run_helm("install", "x", str(CHART), "--dry-run=client", "--namespace", "team", *given, stdin=stdin)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.split("NOTES:\n")[1]
+
+
+def one(objects: Objects, kind: str, part: str = "") -> Object:
+    """The only object of a kind, or the only one of a part of the chart."""
+    (found,) = [o for o in objects if o["kind"] == kind and part in ("", label(o))]
+    return found
+
+
+def label(item: Object) -> str:
+    """The part of the chart that an object belongs to."""
+    name: str = item["metadata"]["labels"]["app.kubernetes.io/name"]
+    return name
+
+
+def experiment(objects: Objects) -> Object:
+    return one(objects, "Experiment")
+
+
+def trial_pod(objects: Objects) -> Object:
+    pod: Object = experiment(objects)["spec"]["trialTemplate"]["trialSpec"]["spec"]["template"]["spec"]
+    return pod
+
+
+def pods(objects: Objects) -> Iterator[Object]:
+    """Specs of all pods that the objects lead to, a trial's included."""
+    yield trial_pod(objects)
+    for item in objects:
+        if item["kind"] == "Pod":
+            yield item["spec"]
+        elif "template" in item.get("spec", {}):
+            yield item["spec"]["template"]["spec"]
+
+
+def pod_of(objects: Objects, part: str) -> Object:
+    """The spec of the pods of a part: trials for the experiment."""
+    if part == "experiment":
+        return trial_pod(objects)
+    (found,) = [o["spec"]["template"]["spec"] for o in objects if label(o) == part and "template" in o.get("spec", {})]
+    spec: Object = found
+    return spec
