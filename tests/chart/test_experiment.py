@@ -1,12 +1,10 @@
 """The Experiment is what Katib takes, and what it does with it is what the search means."""
 
 import re
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
+from katib import refusals
 from rendering import PRESETS, experiment, render, trial_pod
-
 
 
 def test_the_experiment_is_what_katib_users_know() -> None:
@@ -59,20 +57,9 @@ def test_a_trial_is_a_job_that_never_starts_again_and_ends() -> None:
     assert job["spec"]["template"]["spec"]["restartPolicy"] == "Never"
 
 
-def empties(node: Any, path: str = "") -> Iterator[str]:
-    if isinstance(node, dict):
-        for key, value in node.items():
-            yield from empties(value, f"{path}.{key}")
-    elif isinstance(node, list):
-        for index, value in enumerate(node):
-            yield from empties(value, f"{path}[{index}]")
-    if node in ("", None) or node == [] or node == {}:
-        yield path
-
-
-@pytest.mark.parametrize("values", VALUES)
-def test_nothing_in_a_trial_is_empty_since_katib_refuses_it(values: str) -> None:
-    assert list(empties(experiment(render(values))["spec"]["trialTemplate"])) == []
+@pytest.mark.parametrize("preset", PRESETS)
+def test_katib_takes_the_experiment_of_every_preset(preset: str) -> None:
+    assert refusals(experiment(render(preset))) == []
 
 
 @pytest.mark.parametrize(
@@ -107,3 +94,16 @@ def test_large_numbers_stay_as_a_person_writes_them() -> None:
     assert "--samples=1000000" in trial_pod(objects)["containers"][0]["args"]
     (units,) = [p for p in experiment(objects)["spec"]["parameters"] if p["name"] == "units"]
     assert units["feasibleSpace"]["max"] == "3000000"
+
+
+def test_output_of_a_trial_is_shown_by_kubectl_logs() -> None:
+    job = experiment(render("iris"))["spec"]["trialTemplate"]["trialSpec"]
+    annotations = job["spec"]["template"]["metadata"]["annotations"]
+    assert annotations["kubectl.kubernetes.io/default-container"] == "metrics-logger-and-collector"
+
+
+@pytest.mark.parametrize("key", ["goal", "additionalMetrics", "strategies"])
+def test_null_takes_a_default_of_the_objective_away(key: str) -> None:
+    katib = {"goal": "goal", "additionalMetrics": "additionalMetricNames", "strategies": "metricStrategies"}[key]
+    assert katib in experiment(render("iris"))["spec"]["objective"]
+    assert katib not in experiment(render("iris", f"experiment.objective.{key}=null"))["spec"]["objective"]

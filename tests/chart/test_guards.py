@@ -1,68 +1,368 @@
 """Values the chart refuses: by the schema, by a sentence of validate.yaml, or after a look at the cluster."""
 
+import re
+from pathlib import Path
+from typing import Any
+
 import pytest
-from rendering import refusal
-
-
-
-@pytest.mark.parametrize(
-    "setting",
-    [
-        "experimnt.maxTrials=3",
-        "experiment.maxTrails=3",
-        "experiment.trainer.imgae.repository=x",
-        "experiment.parameters.lr.mim=0.1",
-        "batch.inputz=x",
-        "global.modle=iris",
-        "experiment.maxTrials=many",
-        "experiment.maxTrials=0",
-        "experiment.algorithm.name=magic",
-        "experiment.parameters.lr.type=real",
-        "experiment.parameters.lr.step=-1",
-        "experiment.trainer.args.note=$(reboot)",
-        "experiment.trainer.args.note=a b",
-        "experiment.trainer.args.note=a;b",
-        "global.model=../x",
-        "serving.service.port=70000",
-    ],
-)
-def test_a_value_that_is_mistyped_or_of_a_wrong_type_is_refused(setting: str) -> None:
-    assert "values don't meet the specifications of the schema" in refusal(setting)
+from cluster import namespace, serving
+from rendering import CHART, Object, experiment, notes, refusal, render, run_helm, words
 
 
 @pytest.mark.parametrize(
-    ("settings", "sentence"),
+    ("setting", "path"),
     [
-        (["experiment.parallelTrials=13"], "experiment.parallelTrials (13) is above experiment.maxTrials (12)"),
-        (["experiment.maxFailedTrials=13"], "experiment.maxFailedTrials (13) is above experiment.maxTrials (12)"),
-        (["experiment.parameters.lr.min=1"], "experiment.parameters.lr has min (1) above max (0.05)"),
-        (["experiment.parameters.decay.type=double"], "experiment.parameters.decay is a double: give it min and max"),
-        (["experiment.parameters.lr.step=1"], "experiment.parameters.lr has a step (1) wider than its range"),
-        (["experiment.parameters.lr.list={a}"], "experiment.parameters.lr is a double and has a list"),
-        (["experiment.parameters.lr.type=categorical"], "experiment.parameters.lr is categorical: give it a list"),
-        (
-            ["experiment.parameters.lr.type=categorical", "experiment.parameters.lr.list={a}"],
-            "experiment.parameters.lr is categorical and has min, max or step",
-        ),
-        (
-            ["experiment.parameters.lr.distribution=logUniform", "experiment.parameters.lr.min=0"],
-            "experiment.parameters.lr is logUniform: its min must be above 0",
-        ),
-        (["experiment.algorithm.name=grid"], "algorithm grid needs a step for the double lr"),
-        (["experiment.trainer.args.lr=1"], "lr is in experiment.parameters and in experiment.trainer.args"),
-        (["experiment.trainer.image.repository="], "experiment.trainer.image.repository is empty"),
+        ("experimnt.maxTrials=3", "experimnt"),
+        ("experiment.maxTrails=3", "maxTrails"),
+        ("experiment.trainer.imgae.repository=x", "imgae"),
+        ("experiment.parameters.lr.mim=0.1", "mim"),
+        ("batch.inputz=x", "inputz"),
+        ("global.modle=iris", "modle"),
+        ("serving.ingress.host=x", "host"),
+        ("experiment.maxTrials=many", "/experiment/maxTrials"),
+        ("experiment.maxTrials=0", "/experiment/maxTrials"),
+        ("experiment.algorithm.name=Magic Wand", "/experiment/algorithm/name"),
+        ("experiment.parameters.lr.type=real", "/experiment/parameters/lr/type"),
+        ("experiment.trainer.args.note=$(reboot)", "/experiment/trainer/args/note"),
+        ("experiment.trainer.args.note=a b", "/experiment/trainer/args/note"),
+        ("experiment.trainer.args.note=a;b", "/experiment/trainer/args/note"),
+        ("experiment.trainer.image.digest=sha256:12", "/experiment/trainer/image/digest"),
+        ("experiment.name=Capital", "/experiment/name"),
+        (f"experiment.name={'a' * 41}", "/experiment/name"),
+        ("global.model=../x", "/global/model"),
+        ("global.claim.accessMode=ReadOnlyMany", "/global/claim/accessMode"),
+        ("serving.service.port=70000", "/serving/service/port"),
+        ("storage.size=big", "/storage/size"),
+        ("batch.shards=0", "/batch/shards"),
     ],
 )
-def test_values_that_contradict_each_other_are_refused_in_a_sentence(
-    settings: list[str], sentence: str
+def test_the_schema_refuses_a_value_and_names_its_key(setting: str, path: str) -> None:
+    said = refusal(setting)
+    assert "values don't meet the specifications of the schema" in said
+    assert path in said
+
+
+def test_a_part_that_is_off_is_checked_all_the_same() -> None:
+    assert "inputz" in refusal("batch.enabled=false", "batch.inputz=x")
+
+
+TRIAL: Object = {
+    "apiVersion": "batch/v1",
+    "kind": "Job",
+    "spec": {"template": {"spec": {"containers": [{"name": "trial", "image": "x", "command": ["x"]}]}}},
+}
+
+
+def trial(**changed: Any) -> Object:
+    """Values of a search with a trial of one's own."""
+    spec = {**TRIAL, **changed}
+    parameters = {"lr": {"type": "double", "min": 0, "max": 1}}
+    return {"experiment": {"parameters": parameters, "trialTemplate": {"trialSpec": spec}}}
+
+
+def job(**container: Any) -> Object:
+    return {"template": {"spec": {"containers": [{"name": "trial", "image": "x", "command": ["x"], **container}]}}}
+
+
+NAS = {"nasConfig": {"graphConfig": {"numLayers": 1}}}
+CASES: list[tuple[str | Object, list[str], str]] = [
+    # the release and its claim
+    ("iris", ["storage.enabled=false"], "experiment needs a claim for the models"),
+    ("iris", ["storage.enabled=false", "experiment.enabled=false", "bridge.enabled=false"], "serving needs a claim"),
+    (
+        "iris",
+        ["global.claim.accessMode=ReadWriteOncePod"],
+        "global.claim.accessMode ReadWriteOncePod lets a single",
+    ),
+    ("iris", ["global.claim.existing=c", "storage.storageClass=fast"], "storage.storageClass is set, but the claim c"),
+    # serving
+    ("iris", ["serving.replicas=2", "global.claim.colocate=false"], "serving has 2 replicas on a ReadWriteOnce claim"),
+    (
+        "iris",
+        ["serving.autoscaling.enabled=true", "serving.autoscaling.minReplicas=9"],
+        "serving.autoscaling.minReplicas (9) is above maxReplicas (4)",
+    ),
+    (
+        "iris",
+        ["serving.autoscaling.enabled=true", "serving.resources.requests.cpu=null"],
+        "serving.autoscaling measures CPU against the request, and there is none",
+    ),
+    ("iris", ["serving.route.enabled=true"], "serving.route has no Gateway to belong to"),
+    (
+        "iris",
+        ["serving.enabled=false", "serving.ingress.enabled=true"],
+        "serving.ingress is enabled, but serving",
+    ),
+    # batch
+    ("iris", ["batch.enabled=true", "batch.parallelism=2"], "batch.parallelism (2) is above batch.shards (1)"),
+    # volumes
+    (
+        "iris",
+        ["serving.extraVolumes.tmp.mountPath=/x", "serving.extraVolumes.tmp.source.emptyDir.medium=Memory"],
+        "serving.extraVolumes.tmp takes a name or a path of the chart's own",
+    ),
+    # the search's size
+    ("iris", ["experiment.parallelTrials=13"], "experiment.parallelTrials (13) is above experiment.maxTrials (12)"),
+    ("iris", ["experiment.maxFailedTrials=13"], "experiment.maxFailedTrials (13) is above experiment.maxTrials (12)"),
+    # the objective
+    (
+        "iris",
+        ["experiment.objective.additionalMetrics={accuracy}"],
+        "experiment.objective.additionalMetrics holds the objective's own metric accuracy",
+    ),
+    (
+        "iris",
+        ["experiment.objective.strategies.accuracy=min"],
+        "experiment.objective.type is maximize, but strategies takes the min of accuracy",
+    ),
+    ("iris", ["experiment.objective.type=minimize"], "experiment.objective would minimize the accuracy"),
+    ("iris", ["experiment.objective.goal=98"], "experiment.objective.goal (98) is no accuracy"),
+    # the algorithm
+    ("iris", ["experiment.algorithm.name=magic"], "experiment.algorithm.name magic is none of Katib's"),
+    ("iris", ["experiment.algorithm.name=enas"], "experiment.algorithm.name enas searches architectures"),
+    ({"experiment": {**trial()["experiment"], **NAS}}, [], "experiment.nasConfig and experiment.parameters are both"),
+    ("iris", ["experiment.algorithm.name=hyperband"], "algorithm hyperband needs experiment.algorithm.settings.eta"),
+    (trial(), ["experiment.algorithm.name=cmaes"], "algorithm cmaes needs at least two parameters"),
+    ("iris", ["experiment.algorithm.name=grid"], "algorithm grid needs a step for the double lr"),
+    # stopping and metrics
+    (
+        "iris",
+        ["experiment.metricsCollector.kind=PrometheusMetric"],
+        "experiment.earlyStopping reads metrics while a trial runs, which the collector PrometheusMetric can't show",
+    ),
+    (
+        "iris",
+        ["experiment.metricsCollector.kind=Custom", "experiment.earlyStopping.enabled=false"],
+        "experiment.metricsCollector.kind is Custom: give experiment.metricsCollector.customCollector",
+    ),
+    (
+        "iris",
+        [
+            "experiment.metricsCollector.kind=File",
+            "experiment.metricsCollector.source.fileSystemPath.format=JSON",
+            "experiment.metricsCollector.formats={(a) (b)}",
+        ],
+        "experiment.metricsCollector.formats are for text, and the file is JSON",
+    ),
+    (
+        "iris",
+        ["experiment.metricsCollector.kind=File", "experiment.metricsCollector.source.fileSystemPath.path=log"],
+        "experiment.metricsCollector.source.fileSystemPath.path (log) must be absolute",
+    ),
+    ("iris", ["experiment.metricsCollector.formats={(a)=b}"], "experiment.metricsCollector.formats: (a)=b needs two"),
+    # the search space
+    (None, [], "experiment.parameters is empty"),
+    ("iris", ["experiment.trainer.args.lr=1"], "lr is in experiment.parameters and in experiment.trainer.args"),
+    ("iris", ["experiment.parameters.lr.list={a}"], "experiment.parameters.lr is a double and has a list"),
+    (
+        "iris",
+        ["experiment.parameters.decay.type=double"],
+        "experiment.parameters.decay is a double: give it min",
+    ),
+    ("iris", ["experiment.parameters.lr.min=1"], "experiment.parameters.lr has min (1) above max (0.05)"),
+    (
+        {"experiment": {"parameters": {"lr": {"type": "double", "min": 0, "max": 1, "step": "-1"}}}},
+        [],
+        "experiment.parameters.lr has a step (-1) that leads nowhere",
+    ),
+    ("iris", ["experiment.parameters.lr.step=1"], "experiment.parameters.lr has a step (1) wider than its range"),
+    (
+        "iris",
+        ["experiment.parameters.lr.distribution=logUniform", "experiment.parameters.lr.min=0"],
+        "experiment.parameters.lr is logUniform: its min must be above 0",
+    ),
+    (
+        "iris",
+        ["experiment.parameters.units.max=32.5"],
+        "experiment.parameters.units is an int, but its max (32.5) is no whole number",
+    ),
+    ("iris", ["experiment.parameters.lr.type=categorical"], "experiment.parameters.lr is categorical: give it a list"),
+    (
+        "iris",
+        ["experiment.parameters.lr.type=categorical", "experiment.parameters.lr.list={a}"],
+        "experiment.parameters.lr is categorical and has min, max or step",
+    ),
+    # the trial
+    ("iris", ["experiment.trainer.image.repository="], "experiment.trainer.image.repository is empty"),
+    (
+        trial(),
+        ["experiment.trialTemplate.configMap.configMapName=c"],
+        "experiment.trialTemplate has a trialSpec and a configMap",
+    ),
+    (
+        "iris",
+        ["experiment.trialTemplate.configMap.configMapName=c"],
+        "experiment.trialTemplate.configMap.templatePath is missing",
+    ),
+    (trial(apiVersion=""), [], "experiment.trialTemplate.trialSpec needs apiVersion and kind"),
+    (trial(metadata={"name": "x"}), [], "experiment.trialTemplate.trialSpec.metadata has a name or a namespace"),
+    (trial(kind="Workflow"), [], "experiment.trialTemplate.trialSpec is a Workflow, and Katib can't tell"),
+    (trial(spec=job(name="main")), [], "experiment.trialTemplate.trialSpec has no container named trial"),
+    (trial(spec=job(command=[])), [], "the container trial has no command, and Katib would ask a registry for it"),
+    (trial(spec=job(args=["${trialParameters.rate}"])), [], "holds ${trialParameters.rate}, which resolves to nothing"),
+    (trial(spec=job(args=["${trialSpec.Name}"])), [], "holds ${trialSpec.Name}, which resolves to nothing"),
+    (
+        trial(),
+        ["experiment.trialTemplate.trialParameters.rate.reference=lr"],
+        "experiment.trialTemplate.trialParameters.rate is used nowhere in the trialSpec",
+    ),
+    (
+        trial(spec=job(args=["${trialParameters.a} ${trialParameters.b}"])),
+        [f"experiment.trialTemplate.trialParameters.{name}.reference=lr" for name in "ab"],
+        "experiment.trialTemplate.trialParameters: a and b refer both to lr",
+    ),
+    (
+        trial(spec=job(args=["${trialParameters.a}"])),
+        ["experiment.trialTemplate.trialParameters.a.reference=units"],
+        "experiment.trialTemplate.trialParameters.a refers to units, which is no parameter of the search: there are lr",
+    ),
+]
+
+
+@pytest.mark.parametrize(("values", "settings", "sentence"), CASES, ids=[case[2][:60] for case in CASES])
+def test_values_that_can_not_work_are_refused_in_a_sentence(
+    values: str | Object | None, settings: list[str], sentence: str
 ) -> None:
-    assert f"ERROR: {sentence}" in refusal(*settings)
+    said = refusal(*settings, values=values)
+    assert sentence in said
+    assert all(line.endswith((".", "enabled")) for line in said.splitlines() if line.startswith("ERROR: "))
 
 
-def test_a_release_name_that_leaves_no_room_for_the_hash_is_refused() -> None:
-    assert "ERROR: the release name" in refusal(release="a" * 32)
+@pytest.mark.parametrize(
+    ("release", "sentence"),
+    [("a" * 32, "has more than 31 characters"), ("1st", "starts with a digit, and Katib wants a letter")],
+)
+def test_a_release_name_that_katib_would_not_take_is_refused(release: str, sentence: str) -> None:
+    assert sentence in refusal(release=release)
 
 
-def test_a_search_without_parameters_is_refused() -> None:
-    assert "ERROR: experiment.parameters is empty" in refusal(values="")
+def test_all_that_is_wrong_is_told_at_once() -> None:
+    said = refusal("experiment.parallelTrials=13", "experiment.parameters.lr.min=1", "storage.enabled=false")
+    assert said.count("ERROR: ") >= 3
 
+
+def test_every_guard_has_a_case_here() -> None:
+    source = (CHART / "templates/validate.yaml").read_text()
+    sentences = re.findall(r'append \$errors (?:\(printf )?"((?:[^"\\]|\\.)*)"', source)
+    said = [refusal(*settings, values=values) for values, settings, _ in CASES]
+    said += [refusal(release=release) for release in ("a" * 32, "1st")]
+    patterns = [re.sub("%[a-z]", ".*", re.escape(sentence)) for sentence in sentences]
+    untested = [p for p in patterns if not any(re.search(p, text) for text in said)]
+    assert len(patterns) > 50
+    assert [p for p in untested if "cluster" not in p and "namespace" not in p] == []
+
+
+# What is unwise is told, and done.
+
+
+@pytest.mark.parametrize(
+    ("settings", "warning"),
+    [
+        (["experiment.algorithm.name=tpe"], "tpe suggests the same parameters to all trials of a batch"),
+        (
+            ["experiment.algorithm.name=sobol", "experiment.seed=false"],
+            "sobol repeats the same sequence in every",
+        ),
+        (
+            ["experiment.algorithm.name=bayesianoptimization", "experiment.maxTrials=8"],
+            "the first 10 trials of bayesianoptimization are random, and there are 8",
+        ),
+        (["experiment.resumePolicy=Never"], "Katib's early stopping ends when the goal is reached"),
+        (["experiment.trialTemplate.retain=false"], "an early-stopped trial's Job may be gone before Katib sees it"),
+        (["experiment.maxFailedTrials=null"], "a search whose trials all fail ends as a success"),
+        (["experiment.maxTrials=null", "experiment.objective.goal=null"], "the search never ends"),
+        (["batch.enabled=true"], "batch.enabled while the search may be running"),
+        (["experiment.enabled=false"], "serving has a new, empty claim and no search to fill it"),
+    ],
+)
+def test_what_is_only_unwise_is_a_warning(settings: list[str], warning: str) -> None:
+    assert "WARNING" not in notes("iris")
+    told = [line for line in notes("iris", *settings).splitlines() if line.startswith("WARNING: ")]
+    assert any(warning in line for line in told)
+
+
+# The cluster, when there is one
+
+
+def installed(folder: Path, objects: list[Object], *settings: str, katib: bool = True, forbidden: bool = False) -> str:
+    """What `helm install` says in a cluster that has `objects`."""
+    given, _ = words("iris", settings)
+    with serving(objects, folder, katib, forbidden) as kubeconfig:
+        result = run_helm.__wrapped__(
+            "install", "x", str(CHART), "--namespace", "team", "--dry-run=server", "--disable-openapi-validation",
+            "--kubeconfig", str(kubeconfig), *given,
+        )  # fmt: skip
+    return result.stderr
+
+
+def test_a_cluster_without_katib_is_told_how_to_get_it(tmp_path: Path) -> None:
+    said = installed(tmp_path, [namespace("team")], katib=False)
+    assert "ERROR: the cluster has no Katib" in said
+    assert "kubectl apply -k 'github.com/kubeflow/katib.git/" in said
+
+
+def test_a_namespace_without_katibs_label_is_told_the_command_that_sets_it(tmp_path: Path) -> None:
+    said = installed(tmp_path, [namespace("team", labelled=False)])
+    assert "kubectl label namespace team katib.kubeflow.org/metrics-collector-injection=enabled" in said
+
+
+def test_a_namespace_with_the_label_is_let_pass(tmp_path: Path) -> None:
+    assert "ERROR: " not in installed(tmp_path, [namespace("team")])
+
+
+def test_serving_alone_needs_neither_katib_nor_its_label(tmp_path: Path) -> None:
+    said = installed(tmp_path, [namespace("team", labelled=False)], "experiment.enabled=false", katib=False)
+    assert "ERROR: " not in said
+
+
+def test_without_the_right_to_look_helm_names_the_switch_that_leaves_the_look_out(tmp_path: Path) -> None:
+    there = [namespace("team", labelled=False)]
+    assert "--set global.checkCluster=false leaves out" in installed(tmp_path, there, forbidden=True)
+    assert "checkCluster" not in installed(tmp_path, there, "global.checkCluster=false", forbidden=True)
+
+
+def edited(folder: Path, *settings: str, status: Object, policy: str = "LongRunning") -> str:
+    """What `helm upgrade` says to settings when the iris search is there with `status`."""
+    there = experiment(render("iris", "experiment.name=mine", f"experiment.resumePolicy={policy}"))
+    there["status"] = status
+    wanted = ("experiment.name=mine", f"experiment.resumePolicy={policy}", *settings)
+    return installed(folder, [namespace("team"), there], *wanted)
+
+
+RUNNING = {"trials": 4, "conditions": [{"type": "Running", "status": "True"}]}
+DONE = {"trials": 12, "conditions": [{"type": "Succeeded", "status": "True", "reason": "ExperimentMaxTrialsReached"}]}
+GOAL = {"trials": 5, "conditions": [{"type": "Succeeded", "status": "True", "reason": "ExperimentGoalReached"}]}
+
+
+@pytest.mark.parametrize(
+    ("settings", "status"),
+    [
+        ([], RUNNING),
+        ([], GOAL),
+        (["experiment.maxTrials=20"], RUNNING),
+        (["experiment.parallelTrials=1"], RUNNING),
+        (["experiment.maxTrials=20"], DONE),
+    ],
+)
+def test_an_edit_that_katib_takes_is_let_pass(tmp_path: Path, settings: list[str], status: Object) -> None:
+    assert "ERROR: " not in edited(tmp_path, *settings, status=status)
+
+
+@pytest.mark.parametrize(
+    ("settings", "status", "sentence"),
+    [
+        (["experiment.parameters.units.max=99"], RUNNING, "experiment.name mine belongs to another search"),
+        (["experiment.maxTrials=4"], RUNNING, "the search mine has 4 trials, and Katib changes nothing in it unless"),
+        (["experiment.parallelTrials=1"], DONE, "the search mine has 12 trials"),
+        (["experiment.maxTrials=20"], GOAL, "the search mine is done and Katib doesn't go on with it"),
+    ],
+)
+def test_an_edit_that_katib_would_refuse_is_told_before_it_is_tried(
+    tmp_path: Path, settings: list[str], status: Object, sentence: str
+) -> None:
+    assert f"ERROR: {sentence}" in edited(tmp_path, *settings, status=status)
+
+
+def test_a_search_that_is_done_for_good_can_not_get_more_trials(tmp_path: Path) -> None:
+    said = edited(tmp_path, "experiment.maxTrials=20", status=DONE, policy="Never")
+    assert "the search mine is done and Katib doesn't go on with it, so that experiment.maxTrials can't change" in said

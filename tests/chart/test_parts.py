@@ -3,30 +3,14 @@
 import re
 
 import pytest
-from rendering import EVERYTHING, PRESETS, Object, label, one, pod_of, pods, render
-
-
-
-def test_one_values_file_makes_all_five_parts() -> None:
-    names = [
-        (item["kind"], re.sub("[0-9a-f]{8}$", "HASH", item["metadata"]["name"])) for item in render("iris", *EVERYTHING)
-    ]
-    assert sorted(names) == [
-        ("Deployment", "x-serving"),
-        ("Experiment", "x-HASH"),
-        ("Job", "x-batch-HASH"),
-        ("PersistentVolumeClaim", "x-models"),
-        ("Pod", "x-test-serving"),
-        ("Service", "x-bridge"),
-        ("Service", "x-serving"),
-        ("StatefulSet", "x-bridge"),
-    ]
+from rendering import EVERYTHING, PRESETS, Object, label, notes, one, pod_of, pods, render
 
 
 @pytest.mark.parametrize("part", ["experiment", "storage", "bridge", "serving"])
 def test_a_part_that_is_off_leaves_nothing(part: str) -> None:
-    left = render("iris", f"{part}.enabled=false")
-    assert not [item for item in left if item["metadata"]["labels"]["app.kubernetes.io/name"] == part]
+    claim = ("global.claim.existing=theirs",) if part == "storage" else ()
+    assert part in map(label, render("iris", *claim[1:]))
+    assert part not in map(label, render("iris", f"{part}.enabled=false", *claim))
 
 
 def test_batch_is_off_until_it_is_asked_for() -> None:
@@ -50,14 +34,21 @@ def test_an_existing_claim_is_used_by_all_and_none_is_made() -> None:
         for v in pod.get("volumes", [])
         if "persistentVolumeClaim" in v
     ]
-    assert claims == ["theirs"] * 4
+    assert set(claims) == {"theirs"}
+    assert len(claims) == len(list(pods(objects)))
 
 
-def test_no_pod_has_more_rights_than_it_needs() -> None:
-    for pod in pods(render("iris", *EVERYTHING)):
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_pod_passes_pod_security_restricted(preset: str) -> None:
+    settings = (*EVERYTHING, "global.claim.fixPermissions=false")
+    for pod in pods(render(preset, *settings)):
         assert (pod["securityContext"]["runAsUser"], pod["securityContext"]["runAsNonRoot"]) == (1000, True)
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         assert pod["automountServiceAccountToken"] is False
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
+        allowed = {"configMap", "emptyDir", "persistentVolumeClaim", "secret"}
+        assert {kind for volume in pod["volumes"] for kind in volume if kind != "name"} <= allowed
+        assert "initContainers" not in pod
         for container in pod["containers"]:
             assert container["securityContext"] == {
                 "allowPrivilegeEscalation": False,
@@ -65,15 +56,26 @@ def test_no_pod_has_more_rights_than_it_needs() -> None:
                 "capabilities": {"drop": ["ALL"]},
             }
             assert container["resources"]["limits"]["memory"]
+            assert container["resources"]["requests"]["cpu"]
+            assert not [port for port in container.get("ports", []) if "hostPort" in port]
+
+
+def test_the_claims_folder_is_given_to_the_pods_user_only_when_asked() -> None:
+    objects = render("iris", *EVERYTHING, "global.claim.fixPermissions=true")
+    writers = [pod_of(objects, part) for part in ("experiment", "bridge", "batch")]
+    for pod in writers:
+        (container,) = pod["initContainers"]
+        assert container["securityContext"]["runAsUser"] == 0
+        assert container["volumeMounts"] == [{"name": "models", "mountPath": "/model"}]
+    assert "initContainers" not in pod_of(objects, "serving")
 
 
 def test_pods_of_a_claim_that_one_node_mounts_are_kept_together() -> None:
     terms = [
         pod["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"][0]["labelSelector"]
         for pod in pods(render("iris", *EVERYTHING))
-        if pod.get("volumes")
     ]
-    assert terms == [{"matchLabels": {"nas/claim": "x-models"}}] * 4
+    assert terms == [{"matchLabels": {"nas/claim": "x-models"}}] * len(terms)
     for free in ("global.claim.colocate=false", "global.claim.accessMode=ReadWriteMany"):
         assert not [pod for pod in pods(render("iris", free)) if "affinity" in pod]
 
@@ -83,3 +85,182 @@ def test_serving_and_batch_never_write_to_the_models() -> None:
     for kind in ("Deployment", "Job"):
         mounts = one(objects, kind)["spec"]["template"]["spec"]["containers"][0]["volumeMounts"]
         assert next(m for m in mounts if m["mountPath"] == "/model")["readOnly"] is True
+
+
+def test_a_pod_affinity_of_ones_own_replaces_the_one_that_keeps_pods_together() -> None:
+    term = {"topologyKey": "zone", "labelSelector": {"matchLabels": {"a": "b"}}}
+    wanted = {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}
+    values = {**IRIS, "bridge": {"affinity": wanted}}
+    assert pod_of(render(values), "bridge")["affinity"] == wanted
+
+
+IRIS: Object = {
+    "experiment": {
+        "parameters": {"lr": {"type": "double", "min": 0, "max": 1}},
+        "trainer": {"image": {"repository": "iris-trainer"}},
+    }
+}
+
+
+@pytest.mark.parametrize("part", ["experiment", "bridge", "serving", "batch"])
+def test_every_workload_takes_what_a_pod_can_be_told(part: str) -> None:
+    pod = pod_of(render("all-options"), part)
+    (container,) = pod["containers"]
+    env = {entry["name"]: entry for entry in container["env"]}
+    assert env["LOG_LEVEL"]["value"] == "debug"
+    assert env["TOKEN"]["valueFrom"] == {"secretKeyRef": {"name": "tokens", "key": part}}
+    (volume,) = [v for v in pod["volumes"] if v["name"] == "extra"]
+    (mount,) = [m for m in container["volumeMounts"] if m["name"] == "extra"]
+    assert volume == {"name": "extra", "configMap": {"name": "extra"}}
+    assert mount == {"name": "extra", "mountPath": "/extra", "subPath": part, "readOnly": True}
+    assert pod["nodeSelector"] == {"kubernetes.io/arch": "amd64"}
+    assert pod["tolerations"][0]["key"] == "dedicated"
+    assert "nodeAffinity" in pod["affinity"]
+    assert pod["topologySpreadConstraints"][0]["labelSelector"]["matchLabels"] == {"app.kubernetes.io/name": part}
+    assert (pod["priorityClassName"], pod["runtimeClassName"]) == (f"nas-{part}", "gvisor")
+    assert pod["imagePullSecrets"] == [{"name": "registry-login"}]
+
+
+def test_a_default_of_a_part_is_taken_away_by_null() -> None:
+    values = {**IRIS, "serving": {"resources": {"limits": None}}}
+    assert set(pod_of(render(values), "serving")["containers"][0]["resources"]) == {"requests"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "image"),
+    [
+        ([], "server:latest"),
+        (["global.image.tag=1.2"], "server:1.2"),
+        (["global.image.tag=1.2", "serving.image.tag=1.3"], "server:1.3"),
+        (["global.image.registry=r.example.com/a"], "r.example.com/a/server:latest"),
+        ([f"serving.image.digest=sha256:{'0' * 64}", "serving.image.tag=v1"], f"server@sha256:{'0' * 64}"),
+    ],
+)
+def test_an_image_is_named_by_registry_tag_and_digest(settings: list[str], image: str) -> None:
+    assert pod_of(render("iris", *settings), "serving")["containers"][0]["image"] == image
+
+
+# Network policies
+
+
+def policy(part: str, *settings: str) -> Object:
+    spec: Object = one(render("iris", *EVERYTHING, *settings), "NetworkPolicy", part)["spec"]
+    return spec
+
+
+@pytest.mark.parametrize("part", ["experiment", "bridge", "serving", "batch"])
+def test_a_network_policy_selects_the_releases_own_pods_and_no_other(part: str) -> None:
+    selected = policy(part)["podSelector"]["matchLabels"]
+    assert selected == {"app.kubernetes.io/name": part, "app.kubernetes.io/instance": "x"}
+    assert "NetworkPolicy" not in [o["kind"] for o in render("iris", "global.networkPolicy.enabled=false")]
+
+
+def test_trials_reach_a_name_server_katib_and_what_values_add() -> None:
+    rules = policy("experiment")["egress"]
+    assert [port["port"] for rule in rules for port in rule["ports"]] == [53, 53, 6789, 6788]
+    assert rules[1]["to"][0]["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "kubeflow"}
+    added = one(render("all-options"), "NetworkPolicy", "experiment")["spec"]["egress"][-1]
+    assert added["ports"] == [{"port": 443, "protocol": "TCP"}]
+
+
+def test_the_server_is_called_by_all_or_by_those_that_values_name_and_calls_no_one() -> None:
+    assert policy("serving")["egress"] == []
+    assert policy("serving")["ingress"] == [{"ports": [{"port": "http", "protocol": "TCP"}]}]
+    named = one(render("all-options"), "NetworkPolicy", "serving")["spec"]["ingress"][0]["from"]
+    assert named[0]["namespaceSelector"] == {"matchLabels": {"kubernetes.io/metadata.name": "ingress"}}
+    assert named[1]["podSelector"]["matchLabels"]["app.kubernetes.io/name"] == "nas", "helm test's pod"
+
+
+@pytest.mark.parametrize("part", ["bridge", "batch"])
+def test_bridge_and_batch_talk_to_no_one(part: str) -> None:
+    assert (policy(part)["ingress"], policy(part)["egress"]) == ([], [])
+
+
+# Serving
+
+
+def container(*settings: str) -> Object:
+    found: Object = pod_of(render("iris", *settings), "serving")["containers"][0]
+    return found
+
+
+def test_the_server_is_probed_and_drained() -> None:
+    server = container()
+    assert {p: server[p]["httpGet"]["path"] for p in ("startupProbe", "livenessProbe", "readinessProbe")} == {
+        "startupProbe": "/healthz",
+        "livenessProbe": "/healthz",
+        "readinessProbe": "/readyz",
+    }
+    assert server["lifecycle"]["preStop"]["exec"]["command"] == ["sleep", "3"]
+    assert pod_of(render("iris"), "serving")["terminationGracePeriodSeconds"] == 30
+
+
+def test_a_pod_is_ready_with_the_first_model_or_with_the_process() -> None:
+    assert "--ready=model" in container()["args"]
+    assert "--ready=process" in container("serving.ready=process")["args"]
+
+
+def test_an_autoscaler_takes_the_replicas_over() -> None:
+    assert one(render("iris", "serving.replicas=3"), "Deployment")["spec"]["replicas"] == 3
+    objects = render("production")
+    assert "replicas" not in one(objects, "Deployment")["spec"]
+    scaler = one(objects, "HorizontalPodAutoscaler")["spec"]
+    assert scaler["scaleTargetRef"] == {"apiVersion": "apps/v1", "kind": "Deployment", "name": "x-serving"}
+    assert (scaler["minReplicas"], scaler["maxReplicas"]) == (2, 6)
+
+
+def test_a_disruption_budget_keeps_no_node_from_being_drained_for_an_unready_server() -> None:
+    budget = one(render("production"), "PodDisruptionBudget")["spec"]
+    assert budget["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+    assert (budget["maxUnavailable"], budget["selector"]["matchLabels"]["app.kubernetes.io/name"]) == (1, "serving")
+
+
+def test_ways_in_from_outside_lead_to_the_servers_service() -> None:
+    objects = render("all-options")
+    service = one(objects, "Service", "serving")
+    assert (service["spec"]["type"], service["spec"]["ports"][0]["port"]) == ("NodePort", 80)
+    ingress = one(objects, "Ingress")["spec"]
+    assert [rule["host"] for rule in ingress["rules"]] == ["models.example.com", "models.example.org"]
+    assert {rule["http"]["paths"][0]["backend"]["service"]["name"] for rule in ingress["rules"]} == {"x-serving"}
+    assert ingress["tls"] == [{"secretName": "models-tls", "hosts": ["models.example.com", "models.example.org"]}]
+    route = one(objects, "HTTPRoute")["spec"]
+    assert route["rules"] == [{"backendRefs": [{"name": "x-serving", "port": 80}]}]
+    monitor = one(objects, "ServiceMonitor")
+    assert monitor["metadata"]["labels"]["release"] == "prometheus"
+    assert monitor["spec"]["endpoints"] == [{"port": "http", "path": "/metrics", "interval": "15s"}]
+
+
+def test_an_ingress_without_hosts_takes_any() -> None:
+    (rule,) = one(render("iris", "serving.ingress.enabled=true"), "Ingress")["spec"]["rules"]
+    assert set(rule) == {"http"}
+
+
+# Batch
+
+
+def test_a_batch_job_ignores_disruptions_and_counts_failures_by_shard() -> None:
+    spec = one(render("iris", *EVERYTHING, "batch.shards=4", "batch.parallelism=2"), "Job")["spec"]
+    assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", 4, 2)
+    assert spec["backoffLimitPerIndex"] == 2
+    (rule,) = spec["podFailurePolicy"]["rules"]
+    assert (rule["action"], rule["onPodConditions"][0]["type"]) == ("Ignore", "DisruptionTarget")
+    assert "ttlSecondsAfterFinished" not in spec
+
+
+# What a user is told
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_notes_name_this_releases_commands(preset: str) -> None:
+    text = notes(preset)
+    for command in ("kubectl -n team get experiments,trials", "port-forward service/x-serving", "helm test x -n team"):
+        assert command in text
+    for image in ("server", "trainer"):
+        assert re.search(rf"docker (build|pull) .*{image}", text)
+
+
+def test_the_notes_speak_of_what_is_on_alone() -> None:
+    text = notes("iris", "experiment.enabled=false", "bridge.enabled=false", "global.claim.existing=theirs")
+    assert "trials" not in text
+    assert "x-bridge-0" not in text
+    assert "helm test x" in text

@@ -1,17 +1,25 @@
 """Names, and what an upgrade changes."""
 
+import re
 import shutil
 from pathlib import Path
-from typing import Any
 
-import kubernetes_validate
 import pytest
 import yaml
-from rendering import CHART, EVERYTHING, PRESETS, Object, Objects, experiment, one, render, run_helm, trial_pod
+from rendering import CHART, EVERYTHING, PRESETS, Objects, experiment, one, render, run_helm, trial_pod
+
+GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.yaml"))  # iris as earlier versions of the chart rendered it
+# What Kubernetes and Katib let no one change in an object that is there.
+FIXED = {
+    "Deployment": ["selector"],
+    "StatefulSet": ["selector", "serviceName", "volumeClaimTemplates", "podManagementPolicy"],
+    "PersistentVolumeClaim": ["accessModes", "storageClassName", "volumeMode", "resources"],
+    "Job": ["completions", "completionMode", "selector", "template", "podFailurePolicy", "backoffLimitPerIndex"],
+    "Service": ["clusterIP"],
+}
 
 
-
-def name_and_seeds(objects: list[dict[str, Any]]) -> tuple[str, str, str]:
+def name_and_seeds(objects: Objects) -> tuple[str, str, str]:
     found = experiment(objects)
     settings = {s["name"]: s["value"] for s in found["spec"]["algorithm"]["algorithmSettings"]}
     (seed,) = [a for a in trial_pod(objects)["containers"][0]["args"] if a.startswith("--seed=")]
@@ -40,9 +48,9 @@ def test_what_katib_lets_one_edit_keeps_the_name(setting: str) -> None:
 
 def test_a_newer_chart_changes_neither_the_search_nor_any_pod(tmp_path: Path) -> None:
     newer = tmp_path / "nas"
-    shutil.copytree(ROOT / "charts/nas", newer)
+    shutil.copytree(CHART, newer)
     for path in newer.glob("**/Chart.yaml"):
-        path.write_text(path.read_text().replace("0.1.0", "9.9.9"))
+        path.write_text(re.sub(r"\b(version|appVersion): [0-9.]+", r"\1: 9.9.9", path.read_text()))
     before, after = render("iris", *EVERYTHING), render("iris", *EVERYTHING, chart=newer)
     assert experiment(before)["spec"] == experiment(after)["spec"]
     assert [item["metadata"]["name"] for item in before] == [item["metadata"]["name"] for item in after]
@@ -76,3 +84,46 @@ def test_a_batch_job_is_a_new_one_when_its_spec_is() -> None:
         for more in ([], ["experiment.maxTrials=20"], ["batch.print=5"])
     }
     assert len(names) == 2
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+def test_an_upgrade_from_an_earlier_chart_changes_nothing_that_can_not_change(path: Path) -> None:
+    before = {(o["kind"], o["metadata"]["name"]): o for o in yaml.safe_load_all(path.read_text())}
+    now = render("iris", *EVERYTHING, release="iris-nas")
+    after = {(o["kind"], o["metadata"]["name"]): o for o in now}
+    gone = {kind for kind, _ in before.keys() - after.keys()}
+    assert gone <= {"Job"}, "a batch Job of another spec has another name"
+    for key in before.keys() & after.keys():
+        for field in FIXED.get(key[0], []):
+            assert before[key]["spec"].get(field) == after[key]["spec"].get(field), f"{key}: {field}"
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+def test_an_upgrade_from_an_earlier_chart_is_the_same_search(path: Path) -> None:
+    (before,) = [o for o in yaml.safe_load_all(path.read_text()) if o["kind"] == "Experiment"]
+    after = experiment(render("iris", release="iris-nas"))
+    assert before["metadata"]["name"] == after["metadata"]["name"]
+    assert before["spec"] == after["spec"]
+
+
+def test_there_is_a_golden_file_of_an_earlier_chart() -> None:
+    assert GOLDEN
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_package_of_the_chart_installs_the_same(preset: str, package: Path) -> None:
+    assert render(preset, *EVERYTHING, chart=package) == render(preset, *EVERYTHING)
+
+
+def test_a_package_of_the_chart_brings_its_readme(package: Path) -> None:
+    assert "helm install" in run_helm("show", "readme", str(package)).stdout
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The chart as `make package` writes it."""
+    folder = tmp_path_factory.mktemp("package")
+    result = run_helm("package", str(CHART), "--destination", str(folder))
+    assert result.returncode == 0, result.stderr
+    (path,) = folder.glob("*.tgz")
+    return path

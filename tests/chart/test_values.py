@@ -1,0 +1,68 @@
+"""Every key of values.yaml is described, set in values/all-options.yaml and read by a template; and no other is."""
+
+import re
+from typing import Any
+
+import pytest
+import yaml
+from rendering import CHART, ROOT, Object
+
+VALUES: Object = yaml.safe_load((CHART / "values.yaml").read_text())
+# Maps whose keys are a user's own, Kubernetes' or Katib's: one value each.
+WHOLE = {"args", "settings", "strategies", "requests", "limits", "labels"}
+
+
+def keys(node: Object, path: str = "") -> set[str]:
+    """Paths of all values."""
+    found = set()
+    for key, value in node.items():
+        inner = isinstance(value, dict) and value and key not in WHOLE
+        found |= keys(value, f"{path}{key}.") if inner else {f"{path}{key}"}
+    return found
+
+
+def get(node: Any, path: str) -> Any:
+    for key in path.split("."):
+        node = node[key]
+    return node
+
+
+def rows() -> dict[str, str]:
+    """Keys and descriptions of docs/values.md."""
+    lines = (ROOT / "docs/values.md").read_text().splitlines()
+    found = [re.match(r"\| `([^`]+)` \|.*\| ([^|]*) \|$", line.replace(r"\|", "/")) for line in lines]
+    return {match[1]: match[2].strip() for match in found if match}
+
+
+@pytest.mark.parametrize("key", sorted(keys(VALUES)))
+def test_a_key_is_described_and_stands_in_all_options(key: str) -> None:
+    parents = [".".join(key.split(".")[:depth]) for depth in range(len(key.split(".")), 1, -1)]
+    told = [rows()[parent] for parent in parents if parent in rows()]
+    assert told, f"docs/values.md hasn't {key}"
+    assert told[0], f"{key} has no description"
+    get(yaml.safe_load((ROOT / "values/all-options.yaml").read_text()), key)
+
+
+def templates(part: str) -> str:
+    """The source of all templates that see the values of a part."""
+    folders = [CHART / "templates", *([CHART / "charts" / part / "templates"] if part != "global" else [])]
+    if part == "global":
+        folders += [path / "templates" for path in (CHART / "charts").iterdir()]
+    return "".join(path.read_text() for folder in folders for path in sorted(folder.glob("**/*.*")))
+
+
+@pytest.mark.parametrize("key", sorted(keys(VALUES)))
+def test_a_key_is_read_by_a_template(key: str) -> None:
+    part, *names = key.split(".")
+    names = [name for name in names if name not in ("requests", "limits")]  # resources are handed on whole
+    singular = names[-1][:-1]  # of maxTrials, since Katib's is maxTrialCount
+    assert re.search(rf'\.{names[-1]}\b|"{names[-1]}"|"{singular}"', templates(part))
+
+
+@pytest.mark.parametrize("part", sorted(VALUES))
+def test_no_template_reads_a_value_that_is_not_declared(part: str) -> None:
+    known = {key.rsplit(".", cut)[0] for key in keys(VALUES) for cut in range(6)}
+    own = CHART / "charts" / part / "templates" if part != "global" else CHART / "templates"
+    for path in own.glob("**/*.*"):
+        for read in re.findall(r"\.Values\.([A-Za-z]+(?:\.[A-Za-z]+)*)", path.read_text()):
+            assert {read, f"{part}.{read}"} & known, f"{path.name} reads .Values.{read}"
