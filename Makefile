@@ -7,6 +7,7 @@ TARGET ?= auto
 ARGS ?=
 NAS := .venv/bin/nas
 FROM ?=
+CHECKOV := .venv/bin/uv tool run --quiet --from checkov==3.3.30 checkov --config-file .checkov.yaml
 
 ##@ Search, serve, score
 
@@ -33,14 +34,27 @@ data: .venv/ready ## fetch MNIST, or take it from a folder (FROM=DIR)
 test: .venv/ready-dev ## run all tests that need no cluster
 	@.venv/bin/pytest -n 2 $(ARGS)
 
-lint: .venv/ready-dev ## run ruff, mypy, yamllint, shellcheck and helm lint
+lint: .venv/ready-dev ## run ruff, mypy, yamllint, shellcheck, helm lint and checkov
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy scripts/nas images/modelkit
 	@for folder in iris-trainer mnist-trainer server batch; do MYPYPATH=images/$$folder .venv/bin/mypy images/$$folder/*.py || exit 1; done
 	@.venv/bin/yamllint --strict .
 	@.venv/bin/shellcheck scripts/setup.sh .ci/run
-	@$(NAS) helm lint --strict --quiet charts/nas --values values/iris.yaml
+	@.venv/bin/mypy scripts/chart_values.py
+	@.venv/bin/python scripts/chart_values.py --check
+	@for preset in iris mnist tutorial/mnist "iris microk8s" "iris production" "mnist gpu" all-options; do \
+	  $(NAS) helm lint --strict --quiet charts/nas $$(printf -- ' --values values/%s.yaml' $$preset) || exit 1; done
+	@mkdir -p .nas; for preset in iris "iris production"; do \
+	  $(NAS) helm template iris-nas charts/nas --namespace nas --set batch.enabled=true \
+	    $$(printf -- ' --values values/%s.yaml' $$preset) >.nas/rendered.yaml && \
+	  $(CHECKOV) --file .nas/rendered.yaml || exit 1; done
+
+values: .venv/ready ## write values.yaml, its schema and docs/values.md from the chart's schema.yaml files
+	@.venv/bin/python scripts/chart_values.py
+
+package: .venv/ready ## package the chart into .nas/nas-VERSION.tgz
+	@mkdir -p .nas && $(NAS) helm package charts/nas --destination .nas
 
 bench-search: .venv/ready-dev ## accuracy and time of both searches over 5 seeds
 	@.venv/bin/python bench/search.py $(ARGS)
@@ -68,4 +82,4 @@ help: ## list these targets
 	@scripts/setup.sh dev
 	@touch $@
 
-.PHONY: iris mnist serve batch models data test lint bench-search lock clean help
+.PHONY: iris mnist serve batch models data test lint values package bench-search lock clean help
