@@ -1,9 +1,11 @@
 """Render the chart and give back objects."""
 
+import atexit
 import functools
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,10 +77,22 @@ def refusal(*settings: str, values: str | Object | None = "iris", release: str =
 
 
 def notes(values: str | Object = "iris", *settings: str) -> str:
-    given, stdin = words(values, settings)
-    result = run_helm("install", "x", str(CHART), "--dry-run=client", "--namespace", "team", *given, stdin=stdin)
-    assert result.returncode == 0, result.stderr
-    return result.stdout.split("NOTES:\n")[1]
+    """What a user is told after an install: NOTES.txt, which only an install in a cluster prints."""
+    (found,) = render(values, *settings, show_only="templates/notes.yaml", chart=_chart_with_notes())
+    text: str = found["text"]
+    return text
+
+
+@functools.cache
+def _chart_with_notes() -> Path:
+    """A copy of the chart whose notes are an object."""
+    copy = Path(tempfile.mkdtemp(prefix="nas-chart-")) / "nas"
+    atexit.register(shutil.rmtree, copy.parent)
+    shutil.copytree(CHART, copy)
+    text = (copy / "templates/NOTES.txt").read_text()
+    (copy / "templates/_notes.tpl").write_text(f'{{{{- define "notes" }}}}{text}{{{{- end }}}}')
+    (copy / "templates/notes.yaml").write_text('text: {{ include "notes" . | toJson }}\n')
+    return copy
 
 
 def one(objects: Objects, kind: str, part: str = "") -> Object:

@@ -39,7 +39,7 @@ from rendering import CHART, Object, experiment, notes, refusal, render, run_hel
 def test_the_schema_refuses_a_value_and_names_its_key(setting: str, path: str) -> None:
     said = refusal(setting)
     assert "values don't meet the specifications of the schema" in said
-    assert path in said
+    assert path in said or path.strip("/").replace("/", ".") in said  # Helm 4, Helm 3
 
 
 def test_a_part_that_is_off_is_checked_all_the_same() -> None:

@@ -115,7 +115,10 @@ def test_ctrl_c_interrupts_a_search_and_resume_ends_it(nas: Nas, home: Path, tmp
             "ERROR: experiment.parameters.lr has min (1) above",
         ),
         (["run", "iris", "--set", "experiment.parallelTrials=99"], "ERROR: experiment.parallelTrials (99) is above"),
-        (["run", "iris", "--set", "experiment.algorithm.name=magic"], "experiment.algorithm.name magic is none of Katib's"),
+        (
+            ["run", "iris", "--set", "experiment.algorithm.name=magic"],
+            "experiment.algorithm.name magic is none of Katib's",
+        ),
         (["run", "iris", "--set", "experiment.algorithm.name=pbt"], "can't run on this machine"),
         (["run", "iris", "--set", "experiment.enabled=false"], "set experiment.enabled to true"),
         (["run", "iris", "--set", "experiment.trainer.image.repository=other"], "'other' has no folder"),
