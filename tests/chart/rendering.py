@@ -1,4 +1,7 @@
-"""Render the chart and give back objects."""
+"""Render the chart and give back objects.
+
+`python tests/chart/rendering.py` writes golden/VERSION.yaml, what this version of the chart renders: before a release.
+"""
 
 import atexit
 import functools
@@ -133,3 +136,14 @@ def pod_of(objects: Objects, part: str) -> Object:
     (found,) = [o["spec"]["template"]["spec"] for o in objects if label(o) == part and "template" in o.get("spec", {})]
     spec: Object = found
     return spec
+
+
+def write_golden() -> None:
+    version = yaml.safe_load((CHART / "Chart.yaml").read_text())["version"]
+    objects = sorted(render("iris", *EVERYTHING, release="iris-nas"), key=lambda o: (o["kind"], o["metadata"]["name"]))
+    path = Path(__file__).parent / f"golden/{version}.yaml"
+    path.write_text(yaml.safe_dump_all(objects, width=120))
+
+
+if __name__ == "__main__":
+    write_golden()

@@ -92,13 +92,14 @@ def test_an_upgrade_from_an_earlier_chart_changes_nothing_that_can_not_change(pa
     now = render("iris", *EVERYTHING, release="iris-nas")
     after = {(o["kind"], o["metadata"]["name"]): o for o in now}
     gone = {kind for kind, _ in before.keys() - after.keys()}
-    assert gone <= {"Job"}, "a batch Job of another spec has another name"
+    assert gone <= {"Job", "Experiment"}, "those of another spec have another name"
     for key in before.keys() & after.keys():
         for field in FIXED.get(key[0], []):
             assert before[key]["spec"].get(field) == after[key]["spec"].get(field), f"{key}: {field}"
 
 
-@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+# Chart 0.1.0 hashed the text of the search, so that its name changes once: an upgrade from it searches anew.
+@pytest.mark.parametrize("path", [p for p in GOLDEN if p.stem != "0.1.0"], ids=lambda path: path.stem)
 def test_an_upgrade_from_an_earlier_chart_is_the_same_search(path: Path) -> None:
     (before,) = [o for o in yaml.safe_load_all(path.read_text()) if o["kind"] == "Experiment"]
     after = experiment(render("iris", release="iris-nas"))
@@ -106,8 +107,10 @@ def test_an_upgrade_from_an_earlier_chart_is_the_same_search(path: Path) -> None
     assert before["spec"] == after["spec"]
 
 
-def test_there_is_a_golden_file_of_an_earlier_chart() -> None:
-    assert GOLDEN
+def test_there_is_a_golden_file_of_an_earlier_chart_and_of_this_one() -> None:
+    version = yaml.safe_load((CHART / "Chart.yaml").read_text())["version"]
+    assert version in [path.stem for path in GOLDEN]
+    assert len(GOLDEN) >= 2
 
 
 @pytest.mark.parametrize("preset", PRESETS)
