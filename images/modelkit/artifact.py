@@ -5,6 +5,7 @@ cap, and a digest checked on the very bytes the session is built from.
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -72,6 +73,44 @@ class Metrics(msgspec.Struct, frozen=True):
     test: Scores | None = None
 
 
+class Outcomes(msgspec.Struct, frozen=True):
+    """Which of `rows` validation rows a model gets right: a bit a row in their order, eight in a byte."""
+
+    rows: int
+    right: bytes
+
+    @classmethod
+    def of(cls, right: Array) -> "Outcomes":
+        """From booleans [N]."""
+        return cls(len(right), np.packbits(right).tobytes())
+
+    @property
+    def accuracy(self) -> float:
+        """The share of rows that are right."""
+        return int(self._bits().sum()) / self.rows
+
+    def chance(self, other: "Outcomes") -> float:
+        """How often models that are equally good differ by so much in this one's favour.
+
+        McNemar's exact test (1947), one-sided. Only rows on which one is right and the other wrong tell them apart; if
+        neither is better, each of these falls to either with probability 1/2. Raises ArtifactError when the rows aren't
+        the same.
+        """
+        if self.rows != other.rows:
+            raise ArtifactError(f"outcomes on {self.rows} and on {other.rows} rows can't be compared")
+        mine, theirs = self._bits(), other._bits()
+        won, lost = int((mine & ~theirs).sum()), int((theirs & ~mine).sum())
+        apart, tail = won + lost, 0
+        ways = math.comb(apart, won)
+        for wins in range(won, apart + 1):
+            tail += ways
+            ways = ways * (apart - wins) // (wins + 1)
+        return float(tail / 2**apart)
+
+    def _bits(self) -> npt.NDArray[np.bool_]:
+        return np.unpackbits(np.frombuffer(self.right, np.uint8), count=self.rows).astype(bool)
+
+
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where a model comes from and what it needs. `digest` is the sha256 of model.onnx, `size` its bytes."""
 
@@ -89,6 +128,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     epoch: int
     epochs_run: int
     data_digest: str
+    outcomes: Outcomes
+    image: str = ""
     versions: dict[str, str]
     created: str
     parent: str | None = None
@@ -105,6 +146,17 @@ class Model:
         """Probabilities [N, classes] for rows [N, *shape] of the input's dtype. Thread-safe."""
         result: npt.NDArray[np.float32] = self._session.run(None, {self.manifest.input.name: rows})[0]
         return result
+
+    def check_answer(self) -> None:
+        """Raise ArtifactError unless a row within the input's ranges is answered by probabilities of its classes."""
+        takes, classes = self.manifest.input, self.manifest.classes
+        row = np.array([(f.min + f.max) / 2 for f in takes.features or []] or np.zeros(takes.shape), takes.dtype)
+        try:
+            answer = self.predict(row.reshape(1, *takes.shape))
+        except Exception as error:  # onnxruntime's exceptions share no base
+            raise ArtifactError(f"{self.manifest.digest[:12]}… doesn't answer: {error}") from error
+        if answer.shape != (1, len(classes)) or not np.isfinite(answer).all() or abs(answer.sum() - 1) > 1e-3:
+            raise ArtifactError(f"{self.manifest.digest[:12]}… doesn't answer with {len(classes)} probabilities a row")
 
     def score(self, rows: Array, labels: Array, estimator: Literal["holdout", "cv", "test"]) -> Scores:
         """Scores on rows [N, *shape] with class indices `labels` [N]."""

@@ -28,7 +28,6 @@ import msgspec
 
 from modelkit import artifact, files
 
-Policy = Literal["auto", "manual"]
 OFFERED = ".offered"
 DAY = 24 * 3600.0
 
@@ -38,7 +37,11 @@ class StoreError(Exception):
 
 
 class Event(msgspec.Struct, omit_defaults=True):
-    """One line of the history; `accuracy` and `current_accuracy` are those the decision compared."""
+    """One line of the history.
+
+    `accuracy` and `current_accuracy` are those the decision compared, on the same rows; `p_value` is the chance of so
+    large a gain between models that are equally good.
+    """
 
     time: str
     event: Literal["promoted", "kept", "recorded", "refused", "pinned", "rolled back", "unpinned"]
@@ -48,13 +51,27 @@ class Event(msgspec.Struct, omit_defaults=True):
     trial: str | None = None
     accuracy: float | None = None
     current_accuracy: float | None = None
+    p_value: float | None = None
+
+
+class Gate(msgspec.Struct, frozen=True):
+    """What a challenger must show to become current.
+
+    A gain in accuracy of at least `min_improvement` (0 to 1) on the same rows; against the model of another search also
+    that chance gives such a gain at most so often as `significance` says (1: any gain will do). Policy `manual` leaves
+    it to a person.
+    """
+
+    policy: Literal["auto", "manual"] = "auto"
+    min_improvement: float = 0.0
+    significance: float = 0.05
 
 
 class Ground(msgspec.Struct, frozen=True):
-    """What an offering trial compares on: its data digest, and how to score any model on its validation rows."""
+    """What an offering trial compares on: its data digest, and which of its validation rows any model gets right."""
 
     data_digest: str
-    score: Callable[[artifact.Model], float]
+    outcomes: Callable[[artifact.Model], artifact.Outcomes]
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -118,6 +135,24 @@ class Store:
             raise StoreError(f"{prefix} fits {len(matches)} models of {self.model!r}: give more of the digest")
         raise StoreError(f"no model {prefix!r} of {self.model!r} in {self.root}: `list` shows what is there")
 
+    def lineage(self, prefix: str | None = None) -> list[Entry | str]:
+        """The model of a digest (its start is enough; None: CURRENT), its parent, and so on to the first ancestor.
+
+        A parent that is gone ends the list by its digest alone. Raises StoreError when there is no such model.
+        """
+        digest = prefix or self.current()
+        if digest is None:
+            raise StoreError(self._nothing())
+        entry = self.find(digest)
+        line: list[Entry | str] = [entry]
+        known = {other.manifest.digest: other for other in self.entries() if other.version}
+        while parent := entry.manifest.parent:
+            if parent not in known:
+                return [*line, parent]
+            entry = known.pop(parent)  # each once: a version that is promoted again may be its own ancestor
+            line.append(entry)
+        return line
+
     def history(self) -> list[Event]:
         """Every event, oldest first; a torn last line is passed over."""
         events = []
@@ -143,28 +178,22 @@ class Store:
 
     # Writing
 
-    def offer(
-        self,
-        folder: Path,
-        policy: Policy = "auto",
-        min_improvement: float = 0.0,
-        ground: Ground | None = None,
-    ) -> Event:
-        """Propose the model in a trial's `folder`; promote it when it is better than CURRENT.
+    def offer(self, folder: Path, gate: Gate | None = None, ground: Ground | None = None) -> Event:
+        """Propose the model in a trial's `folder`; promote it when it passes the gate.
 
-        Better: a higher accuracy on the same validation data, by at least `min_improvement` (0 to 1). Models of
-        trials that were killed before they could offer are judged first. Raises StoreError, LockError, OSError.
+        Models of trials that were killed before they could offer are judged first. Raises StoreError, LockError,
+        OSError.
         """
         with self._locked():
-            self._adopt(policy, min_improvement, ground, offering=folder)
-            return self._judge(folder, policy, min_improvement, ground)
+            self._adopt(gate or Gate(), ground, offering=folder)
+            return self._judge(folder, gate or Gate(), ground)
 
-    def adopt(self, policy: Policy = "auto", min_improvement: float = 0.0) -> list[Event]:
+    def adopt(self, gate: Gate | None = None) -> list[Event]:
         """Offer the models of trials that were killed before they could. Raises as `offer`."""
         if not any(not (folder / OFFERED).exists() for folder in self._trials()):
             return []
         with self._locked():
-            return self._adopt(policy, min_improvement, None)
+            return self._adopt(gate or Gate(), None)
 
     def promote(self, prefix: str, reason: str = "promoted by hand") -> Event:
         """Make the model with that digest CURRENT, and pin it until `unpin`. Raises StoreError, ArtifactError."""
@@ -220,9 +249,7 @@ class Store:
 
     # Inside the lock
 
-    def _adopt(
-        self, policy: Policy, min_improvement: float, ground: Ground | None, offering: Path | None = None
-    ) -> list[Event]:
+    def _adopt(self, gate: Gate, ground: Ground | None, offering: Path | None = None) -> list[Event]:
         events = []
         for folder in self._trials():
             if folder == offering:
@@ -230,17 +257,19 @@ class Store:
             # The lock is free when the trial's process is gone; held meanwhile, a restarted one waits for it.
             with contextlib.suppress(files.LockError), files.locked(folder / ".lock", wait=0):
                 if not (folder / OFFERED).exists():
-                    events.append(self._judge(folder, policy, min_improvement, ground))
+                    events.append(self._judge(folder, gate, ground))
         return events
 
-    def _judge(self, folder: Path, policy: Policy, min_improvement: float, ground: Ground | None) -> Event:
+    def _judge(self, folder: Path, gate: Gate, ground: Ground | None) -> Event:
         trial = f"{folder.parent.name}/{folder.name}"
         try:
-            challenger = artifact.load(folder).manifest
+            model = artifact.load(folder)
+            model.check_answer()
+            challenger = model.manifest
         except artifact.ArtifactError as error:
             event = Event(_now(), "refused", "", str(error), trial=trial)
         else:
-            event = self._decide(challenger, policy, min_improvement, ground)
+            event = self._decide(challenger, gate, ground)
             event.trial = trial
             if event.event == "promoted":
                 self._commit(folder, challenger)
@@ -249,15 +278,13 @@ class Store:
         files.write(folder / OFFERED, msgspec.json.encode(event))
         return event
 
-    def _decide(
-        self, challenger: artifact.Manifest, policy: Policy, min_improvement: float, ground: Ground | None
-    ) -> Event:
+    def _decide(self, challenger: artifact.Manifest, gate: Gate, ground: Ground | None) -> Event:
         event = Event(_now(), "promoted", challenger.digest, "the first model", previous=self.current())
         event.accuracy = challenger.metrics.validation.accuracy
         if self.pinned():
             event.event, event.reason = "recorded", "a version is pinned; `unpin` lets offers decide again"
             return event
-        if policy == "manual":
+        if gate.policy == "manual":
             event.event, event.reason = "recorded", "the policy is manual; `promote` makes it current"
             return event
         if event.previous is None:
@@ -275,9 +302,10 @@ class Store:
             )
             return event
         if held.data_digest == challenger.data_digest:
-            event.current_accuracy = held.metrics.validation.accuracy
+            event.current_accuracy, outcomes = held.metrics.validation.accuracy, held.outcomes
         elif ground and ground.data_digest == challenger.data_digest:
-            event.current_accuracy = ground.score(champion)
+            outcomes = ground.outcomes(champion)
+            event.current_accuracy = outcomes.accuracy
         else:
             event.event, event.reason = (
                 "refused",
@@ -285,11 +313,19 @@ class Store:
             )
             return event
         gain = event.accuracy - event.current_accuracy
-        if gain > 0 and gain >= min_improvement - 1e-12:
-            event.reason = "better than the current model"
+        event.event = "kept"
+        if gain <= 0:
+            event.reason = "the current model is still the best"
+        elif gain < gate.min_improvement - 1e-12:
+            event.reason = "the gain is below the minimum"
+        elif challenger.experiment == held.experiment:
+            event.event, event.reason = "promoted", "better than the search's best so far"
         else:
-            event.event = "kept"
-            event.reason = "the current model is still the best" if gain <= 0 else "the gain is below the minimum"
+            event.p_value = challenger.outcomes.chance(outcomes)
+            if event.p_value <= gate.significance:
+                event.event, event.reason = "promoted", f"better than the current model (p = {event.p_value:.2g})"
+            else:
+                event.reason = f"the gain may be luck (p = {event.p_value:.2g}, above {gate.significance:g})"
         return event
 
     def _commit(self, folder: Path, manifest: artifact.Manifest) -> str:
@@ -420,6 +456,20 @@ def _show(store: Store, args: argparse.Namespace) -> int:
     return 0
 
 
+def _lineage(store: Store, args: argparse.Namespace) -> int:
+    for ancestor in store.lineage(args.digest):
+        if isinstance(ancestor, str):
+            print(f"{ancestor[:12]}  is no longer in the store")
+            break
+        m = ancestor.manifest
+        print(f"{m.digest[:12]}  accuracy {m.metrics.validation.accuracy:.4f}, made {m.created[:19]}")
+        print(f"  trial       {m.experiment}/{m.trial}, epoch {m.epoch} of {m.epochs_run}, seed {m.seed}")
+        print(f"  parameters  {', '.join(f'{name}={value}' for name, value in m.parameters.items())}")
+        print(f"  data        {m.data_digest[:12]}, {m.metrics.validation.rows} validation rows")
+        print(f"  image       {m.image or 'not told'}")
+    return 0
+
+
 def _verify(store: Store, _: argparse.Namespace) -> int:
     problems = store.verify()
     print("\n".join(problems) or f"{len(store._versions())} versions of {store.model}: all whole")
@@ -459,6 +509,8 @@ def main(argv: list[str] | None = None, prog: str = "python3 -m modelkit.store",
     command("list", _list, "List versions and trials' models, newest first.")
     show = command("show", _show, "Print a model's manifest.", "3f2a")
     show.add_argument("digest", nargs="?", help="the digest, or enough of its start (default: the current one's)")
+    lineage = command("lineage", _lineage, "Tell where a model comes from, back to the first ancestor.", "3f2a")
+    lineage.add_argument("digest", nargs="?", help="the digest, or enough of its start (default: the current one's)")
     offer = command("offer", lambda s, a: _tell(s.offer(a.folder)), "Propose the model in a trial's folder.", "FOLDER")
     offer.add_argument("folder", type=Path)
     promote = command("promote", lambda s, a: _tell(s.promote(a.digest)), "Make a model current and pin it.", "3f2a")

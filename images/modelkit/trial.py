@@ -25,7 +25,7 @@ import types
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import msgspec
 import numpy as np
@@ -53,6 +53,7 @@ class Holdout(msgspec.Struct, frozen=True):
 
     rows: Array
     labels: Array
+    estimator: ClassVar[Literal["holdout"]] = "holdout"
 
 
 class CrossValidation(msgspec.Struct, frozen=True):
@@ -61,6 +62,7 @@ class CrossValidation(msgspec.Struct, frozen=True):
     rows: Array
     labels: Array
     folds: list[Array]
+    estimator: ClassVar[Literal["cv"]] = "cv"
 
 
 class Epoch(msgspec.Struct, frozen=True):
@@ -111,6 +113,12 @@ def argument_parser(description: str | None) -> argparse.ArgumentParser:
         default=0.0,
         help="gain in accuracy that promotion asks for (default: %(default)s)",
     )
+    common.add_argument(
+        "--significance",
+        type=float,
+        default=0.05,
+        help="the level of the test against another search's model: how often luck may promote (default: %(default)s)",
+    )
     return parser
 
 
@@ -159,7 +167,7 @@ class Trial:
         self._validation, self._test = validation, test
         self._place = _Place.of(self.folder)
         self._model = self._place.model if self._place else model
-        common = {"epochs", "patience", "seed", "export_path", "promotion", "min_improvement"}
+        common = {"epochs", "patience", "seed", "export_path", "promotion", "min_improvement", "significance"}
         self._parameters = {k: str(v) for k, v in vars(args).items() if k not in common}
         self._data_digest = _data_digest(validation)
         self._fingerprint = json.dumps([self._parameters, args.seed, self._data_digest], sort_keys=True)
@@ -214,12 +222,12 @@ class Trial:
         epoch = len(self.history) + 1
         if not math.isfinite(loss):
             raise TrialError(f"epoch {epoch}: the loss is {loss}; training diverged, a lower learning rate may help")
-        scores = self._score(model, folds)
+        scores, outcomes = self._score(model, folds)
         line = Epoch(epoch, float(loss), scores.accuracy, scores.loss, round(time.monotonic() - self._started, 3))
         self._saving = True  # SIGTERM waits until everything is in place
         improved = line.better_than(self.best)
         if improved:
-            self._keep(model, line, scores)
+            self._keep(model, line, scores, outcomes)
             self.best, self._folds = line, list(folds)
         with (self.folder / METRICS_FILE).open("ab") as file:
             file.write(msgspec.json.encode(line) + b"\n")
@@ -233,14 +241,21 @@ class Trial:
 
     # Inside
 
-    def _score(self, model: bytes, folds: Sequence[bytes]) -> Scores:
+    def _score(self, model: bytes, folds: Sequence[bytes]) -> tuple[Scores, artifact.Outcomes]:
+        """On the validation rows: a hold-out's by the model, each fold's by the model that never saw it."""
         v = self._validation
         if isinstance(v, Holdout):
-            return artifact.score([artifact.predict(model, v.rows)], [v.labels], "holdout")
-        pairs = list(zip(folds, v.folds, strict=True))
-        return artifact.score([artifact.predict(m, v.rows[i]) for m, i in pairs], [v.labels[i] for _, i in pairs], "cv")
+            parts, probabilities = [np.arange(len(v.labels))], [artifact.predict(model, v.rows)]
+        else:
+            parts = v.folds
+            probabilities = [artifact.predict(m, v.rows[part]) for m, part in zip(folds, parts, strict=True)]
+        right = np.zeros(len(v.labels), bool)
+        for part, p in zip(parts, probabilities, strict=True):
+            right[part] = p.argmax(axis=1) == v.labels[part]
+        scores = artifact.score(probabilities, [v.labels[part] for part in parts], v.estimator)
+        return scores, artifact.Outcomes.of(right)
 
-    def _keep(self, model: bytes, line: Epoch, scores: Scores) -> None:
+    def _keep(self, model: bytes, line: Epoch, scores: Scores, outcomes: artifact.Outcomes) -> None:
         place = self._place
         (self.folder / store.OFFERED).unlink(missing_ok=True)
         manifest = artifact.Manifest(
@@ -257,6 +272,8 @@ class Trial:
             epoch=line.epoch,
             epochs_run=line.epoch,
             data_digest=self._data_digest,
+            outcomes=outcomes,
+            image=os.environ.get("NAS_IMAGE", ""),
             versions=_versions(),
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
@@ -278,13 +295,13 @@ class Trial:
         tested = f", {test.accuracy:.4f} on the test set" if test else ""
         print(f"kept epoch {self.best.epoch}: accuracy {self.best.accuracy:.4f}{tested}", flush=True)
         if self._place:
-            ground = store.Ground(self._data_digest, self._score_other)
-            home = store.Store(self._place.root, self._place.model)
-            event = home.offer(self.folder, self._args.promotion, self._args.min_improvement, ground)
+            ground = store.Ground(self._data_digest, self._outcomes_of)
+            gate = store.Gate(self._args.promotion, self._args.min_improvement, self._args.significance)
+            event = store.Store(self._place.root, self._place.model).offer(self.folder, gate, ground)
             print(f"offered to the store: {event.event}, {event.reason}", flush=True)
 
-    def _score_other(self, model: artifact.Model) -> float:
-        return model.score(self._validation.rows, self._validation.labels, "holdout").accuracy
+    def _outcomes_of(self, model: artifact.Model) -> artifact.Outcomes:
+        return artifact.Outcomes.of(model.predict(self._validation.rows).argmax(axis=1) == self._validation.labels)
 
     def _out_of_patience(self) -> bool:
         return self.best is not None and len(self.history) - self.best.epoch >= self._args.patience

@@ -2,9 +2,10 @@
 
 import re
 from pathlib import Path
+from typing import Literal
 
 from modelkit import artifact, files
-from modelkit.store import Policy, Store, StoreError, explain
+from modelkit.store import Gate, Store, StoreError, explain
 from rich.console import Console
 
 from nas import chart, data, frameworks
@@ -31,9 +32,7 @@ def run(root: Path, home: Path, values: str, number: int | None, resume: bool, s
         data.ensure(dataset, places.data)
     store = Store(places.store, experiment.model)
     _check(store)
-    # What a killed trial left is judged as the trial would have been.
-    policy: Policy = "manual" if experiment.argument("promotion") == "manual" else "auto"
-    min_improvement = float(experiment.argument("min-improvement") or 0)
+    gate = _gate(experiment)
     view = View(Console(highlight=False))
     search = view.search = Search(experiment, places, view)
     if resume:
@@ -41,7 +40,7 @@ def run(root: Path, home: Path, values: str, number: int | None, resume: bool, s
     with view:
         search.run()
     try:
-        store.adopt(policy, min_improvement)
+        store.adopt(gate)
         if search.interrupted:
             view.console.print(f"interrupted; to go on: nas run {values} --resume", soft_wrap=True)
             return 128 + search.interrupted
@@ -51,6 +50,13 @@ def run(root: Path, home: Path, values: str, number: int | None, resume: bool, s
     if search.state == "Failed" or search.best is None:
         raise NasError(f"the search failed: {search.reason}; what each trial printed is in {search.folder / 'logs'}")
     return 0
+
+
+def _gate(experiment: Experiment) -> Gate:
+    """What the search's trials ask of a model: what a killed one left is judged as it would have been."""
+    given = {name: experiment.argument(name) for name in ("min-improvement", "significance")}
+    policy: Literal["auto", "manual"] = "manual" if experiment.argument("promotion") == "manual" else "auto"
+    return Gate(policy, **{name.replace("-", "_"): float(text) for name, text in given.items() if text})
 
 
 def _values(root: Path, name: str) -> Path:

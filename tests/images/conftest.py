@@ -50,6 +50,7 @@ def trial_folder(tmp_path: Path, onnx: Callable[..., bytes]) -> Callable[..., Pa
             epoch=3,
             epochs_run=4,
             data_digest="d" * 64,
+            outcomes=artifact.Outcomes.of(np.arange(1000) < round(accuracy * 1000)),
             versions={},
             created=f"2026-01-01T00:00:{len(list(folder.parent.iterdir())):02}+00:00",
         )

@@ -63,6 +63,7 @@ def promote(root: Path, name: str, data: bytes) -> str:
         epoch=1,
         epochs_run=1,
         data_digest="0" * 64,
+        outcomes=artifact.Outcomes.of(np.ones(10, bool)),
         versions={},
         created="2026-11-24T00:00:00.000+00:00",
     )

@@ -179,6 +179,9 @@ trialSpec: {{- toYaml $spec | nindent 2 }}
 {{- $root := .root -}}
 {{- $v := include "nas.compact" $root.Values | fromJson -}}
 {{- $args := merge (dict) ($v.trainer.args | default dict) (ternary (dict "seed" .seed) dict $v.seed) -}}
+{{- /* A manifest tells which image made its model. */ -}}
+{{- $image := dict "NAS_IMAGE" (include "nas.image" (list $root $v.trainer.image)) -}}
+{{- $trainer := merge (dict "extraEnv" (merge (dict) ($v.trainer.extraEnv | default dict) $image)) $v.trainer -}}
 {{- $metadata := include "nas.podMetadata" (list $root $v.trainer) | fromYaml -}}
 {{- /* The trial's own log is empty: Katib sends its output to this container. */ -}}
 {{- $default := dict "kubectl.kubernetes.io/default-container" "metrics-logger-and-collector" -}}
@@ -199,7 +202,7 @@ spec:
       {{- end }}
       containers:
         - name: {{ $v.trialTemplate.primaryContainerName }}
-          {{- include "nas.container" (list $root $v.trainer) | nindent 10 }}
+          {{- include "nas.container" (list $root $trainer) | nindent 10 }}
           command: {{- toYaml $v.trainer.command | nindent 12 }}
           args:
             {{- range $name, $_ := $v.parameters }}
