@@ -6,11 +6,13 @@ make bench-batch ARGS="speed --runs 1"   # a part of it, printed only
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import pickle
 import platform
 import random
+import re
 import shutil
 import statistics
 import struct
@@ -51,7 +53,7 @@ def cost(*command: str | Path, core: int | None = None) -> Cost:
         [str(word) for word in command],
         stdout=subprocess.DEVNULL,
         env=os.environ | ({"OMP_NUM_THREADS": "1"} if core is not None else {}),
-        preexec_fn=(lambda: os.sched_setaffinity(0, {core})) if core is not None else None,  # noqa: PLW1509
+        preexec_fn=(lambda: os.sched_setaffinity(0, {core})) if core is not None else None,
     )
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -219,7 +221,10 @@ def memory(home: Path) -> Iterator[str]:
         for _ in range(rows // 100_000):
             text.write(block)
     yield "## Memory, 5000000 rows, one process\n\n| input | MiB at most | n | goal |\n| --- | --- | --- | --- |"
-    cases = [("idx, 3.9 GB", zeros, "mnist", ["--probabilities"]), ("CSV, a column kept", table, "iris", ["--keep=name"])]
+    cases = [
+        ("idx, 3.9 GB", zeros, "mnist", ["--probabilities"]),
+        ("CSV, a column kept", table, "iris", ["--keep=name"]),
+    ]
     for name, source, model, words in cases:
         used = cost(*score(home, source, "--workers", "1", *words, model=model))
         print(name, used, flush=True)
@@ -236,7 +241,7 @@ def main() -> None:
     generator = np.random.default_rng(0)
     with tempfile.TemporaryDirectory(prefix="nas-bench-") as scratch:
         home = Path(scratch)
-        shapes = list(zip(SIZES, SIZES[1:], strict=False))
+        shapes = list(itertools.pairwise(SIZES))
         layers = [(generator.normal(size=(a, b)) / a**0.5, np.zeros(b)) for a, b in shapes]
         data = promote(home, "mnist", MNIST, layers)
         promote(home, "iris", IRIS, [(generator.normal(size=(4, 3)), np.zeros(3))])
@@ -254,8 +259,8 @@ def main() -> None:
         }
         lines = [line for part in args.parts for line in made[part]()]
     used = ", ".join(f"{name} {version(name)}" for name in ("onnxruntime", "pyarrow", "numpy", "torch"))
-    cpu = next((line.split(": ")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "unknown CPU")  # noqa: PTH123, SIM115
-    head = f"# Batch scoring\n\n{os.cpu_count()} cores ({cpu}); Python {platform.python_version()}, {used}.\n"
+    models = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    head = f"# Batch scoring\n\n{os.cpu_count()} cores ({models[0]}); Python {platform.python_version()}, {used}.\n"
     report = "\n".join([head + "A network of 784-256-256-10. Ratios are of runs beside each other.\n", *lines]) + "\n"
     print(report)
     if args.parts == parts:

@@ -52,7 +52,7 @@ class Chunk(NamedTuple):
 
     rows: Array
     numbers: npt.NDArray[np.int64]
-    labels: npt.NDArray[np.int64] | None
+    labels: npt.NDArray[np.int64]
     kept: dict[str, Any]
     bad: list[BadRow]
 
@@ -79,7 +79,7 @@ def expand(patterns: list[str]) -> list[Path]:
     """The files that paths and globs name, each pattern's sorted. Raises InputError when one names none."""
     found = []
     for pattern in patterns:
-        paths = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))
+        paths = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
         if not paths:
             raise InputError(f"{pattern}: no such file")
         found += [Path(path) for path in paths]
@@ -91,6 +91,7 @@ def expand(patterns: list[str]) -> list[Path]:
 def source(path: Path, wanted: Wanted) -> Source:
     """Open a file by the kind its name tells. Raises InputError when the model can't take it."""
     name = path.name.removesuffix(".gz")
+    kind: type[Csv | Parquet | Arrays]
     kind = Csv if name.endswith(".csv") else Parquet if name.endswith(".parquet") else Arrays
     try:
         return kind(path, wanted)
@@ -147,8 +148,9 @@ class Arrays:
         buffer = np.empty((min(CHUNK, stop - start), *self._rows.shape), self._rows.dtype)
         for first in range(start, stop, CHUNK):
             count = min(CHUNK, stop - first)
-            rows, labels = self._rows.take(first, buffer[:count]).reshape(count, *takes.shape), None
-            good = np.ones(count, bool) if rows.dtype == np.uint8 else (np.abs(rows) <= FLOAT32_MAX).all(axis=1)
+            rows = self._rows.take(first, buffer[:count]).reshape(count, *takes.shape)
+            labels = np.full(count, UNLABELLED)
+            good: Array = np.ones(count, bool) if rows.dtype == np.uint8 else (np.abs(rows) <= FLOAT32_MAX).all(axis=1)
             bad = [BadRow(file, first + int(i), None, "a value is not finite") for i in np.flatnonzero(~good)]
             if self._labels:
                 values = self._labels.take(first, np.empty(count, self._labels.dtype))
@@ -156,8 +158,7 @@ class Arrays:
                 labels = _codes([str(name) for name in names], self._wanted.classes)[places]
                 bad += [_unknown(file, first + int(i), values[i], self._wanted) for i in np.flatnonzero(labels < -1)]
                 good &= labels != UNKNOWN
-            numbers, rows = np.arange(first, first + count), rows.astype(takes.dtype, copy=False)
-            yield _chosen(Chunk(rows, numbers, labels, {}, sorted(bad)), good)
+            yield _chosen(Chunk(rows, np.arange(first, first + count), labels, {}, bad), good, takes)
 
 
 class _Rows:
@@ -192,7 +193,7 @@ class _Rows:
 class Csv:
     """A table whose header names the columns. Its rows are found by their line ends, outside of quotes."""
 
-    beside = None
+    beside: Path | None = None
 
     def __init__(self, path: Path, wanted: Wanted) -> None:
         self._path, self._wanted, self._file = path, wanted, _open(path)
@@ -285,7 +286,7 @@ class Csv:
             raise InputError(f"{self._path} after line {line}: a line ends in neither \\n nor \\r\\n")
         rows = np.array(values, np.float32).reshape(-1, *self._wanted.takes.shape)
         columns = dict(zip(self._columns, zip(*(row for _, row in good), strict=True), strict=False))
-        labels = _codes(list(columns.get("label", [])), self._wanted.classes) if self._label else None
+        labels = _codes(list(columns.get("label", [""] * len(good))), self._wanted.classes)
         kept = {name: pa.array(columns.get(name, []), pa.string()) for name in self._wanted.keep}
         return Chunk(rows, np.array([number for number, _ in good], np.int64), labels, kept, bad)
 
@@ -314,7 +315,7 @@ class Csv:
 class Parquet:
     """A table with the model's columns by name, or a column `input` of lists for a model without named features."""
 
-    beside = None
+    beside: Path | None = None
 
     def __init__(self, path: Path, wanted: Wanted) -> None:
         import pyarrow.parquet as pq
@@ -356,7 +357,9 @@ def _columns(wanted: Wanted, label: bool) -> list[str]:
 
 def _check_columns(path: Path, wanted: Wanted, names: list[str]) -> None:
     if not wanted.takes.features and path.suffix != ".parquet":
-        raise InputError(f"{path}: the model wants idx or .npy files of images, got the header {','.join(names)[:80]!r}")
+        raise InputError(
+            f"{path}: the model wants idx or .npy files of images, got the header {','.join(names)[:80]!r}"
+        )
     needed = _columns(wanted, label=False)
     if set(needed) - set(names):
         raise InputError(f"{path}: the columns {', '.join(needed)} are needed, got the header {','.join(names)[:80]!r}")
@@ -381,7 +384,8 @@ def _of_table(table: Any, first: int, path: Path, wanted: Wanted) -> Chunk:
     """A chunk of a pyarrow Table or RecordBatch whose first row is the file's row `first`."""
     import pyarrow as pa
 
-    takes, count, labels = wanted.takes, table.num_rows, None
+    takes, count = wanted.takes, table.num_rows
+    labels = np.full(count, UNLABELLED)
     if takes.features:
         names = [feature.name for feature in takes.features]
         # A text, a date or the like isn't cast: that would accept in one chunk what is an error in the next.
@@ -409,18 +413,18 @@ def _of_table(table: Any, first: int, path: Path, wanted: Wanted) -> Chunk:
             bad.append(_unknown(str(path), first + int(i), table["label"][int(i)], wanted))
         good &= labels != UNKNOWN
     kept = {name: table[name] for name in wanted.keep}
-    rows = values.astype(takes.dtype, copy=False).reshape(count, *takes.shape)
-    return _chosen(Chunk(rows, np.arange(first, first + count), labels, kept, sorted(bad)), good)
+    rows = values.reshape(count, *takes.shape)
+    return _chosen(Chunk(rows, np.arange(first, first + count), labels, kept, bad), good, takes)
 
 
-def _chosen(chunk: Chunk, good: Array) -> Chunk:
-    """The chunk without its bad rows, each told of once."""
+def _chosen(chunk: Chunk, good: Array, takes: artifact.Input) -> Chunk:
+    """The chunk as the model takes it, without its bad rows, each told of once."""
     if good.all():
-        return chunk
-    labels = chunk.labels[good] if chunk.labels is not None else None
+        return chunk._replace(rows=chunk.rows.astype(takes.dtype, copy=False))
     kept = {name: column.take(np.flatnonzero(good)) for name, column in chunk.kept.items()}
     once = {row.row: row for row in reversed(chunk.bad)}
-    return Chunk(chunk.rows[good], chunk.numbers[good], labels, kept, sorted(once.values()))
+    rows = chunk.rows[good].astype(takes.dtype, copy=False)
+    return Chunk(rows, chunk.numbers[good], chunk.labels[good], kept, sorted(once.values()))
 
 
 def _codes(names: list[str], classes: list[str]) -> npt.NDArray[np.int64]:

@@ -1,12 +1,12 @@
 """A job: its plan, its shards, and its end. Any number of processes may work on one; each may be killed anywhere.
 
-    OUTPUT/_plan.json                         what is scored and how: written first, by one process, for all
-    OUTPUT/part-00002-of-00008.parquet        a shard, there when it is whole
-    OUTPUT/_skipped-00002-of-00008.jsonl      the rows it left out, if any
-    OUTPUT/_metrics.json, _confusion.png      with labels
-    OUTPUT/_timing.json                       the only file that differs when a job is run again
-    OUTPUT/_SUCCESS                           written last
-    OUTPUT/_work/                             records, locks and unfinished files until then
+OUTPUT/_plan.json                         what is scored and how: written first, by one process, for all
+OUTPUT/part-00002-of-00008.parquet        a shard, there when it is whole
+OUTPUT/_skipped-00002-of-00008.jsonl      the rows it left out, if any
+OUTPUT/_metrics.json, _confusion.png      with labels
+OUTPUT/_timing.json                       the only file that differs when a job is run again
+OUTPUT/_SUCCESS                           written last
+OUTPUT/_work/                             records, locks and unfinished files until then
 """
 
 import contextlib
@@ -96,12 +96,10 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 class Record(msgspec.Struct, frozen=True):
-    """A shard that is done: rows by predicted class, and [label, predicted] counts where there are labels."""
+    """A shard that is done: bad rows left out, and counts of the others [label, predicted], unlabelled ones last."""
 
-    rows: int
     skipped: int
-    counts: list[int]
-    confusion: list[list[int]] | None
+    counts: list[list[int]]
     began: float
     seconds: float
     host: str
@@ -185,33 +183,28 @@ class Job:
         numbers = [number for number, *_ in self.plan.parts(shard)]
         self._check(numbers)
         part, skipped = work / f"{shard:05}.part", work / f"{shard:05}.skipped"
-        counts, confusion = np.zeros(len(classes), np.int64), np.zeros((len(classes), len(classes)), np.int64)
-        rows = bad = 0
-        labelled = False
+        counts = np.zeros((len(classes) + 1, len(classes)), np.int64)
+        bad = 0
         with part.open("wb") as file, skipped.open("wb") as left:
             kept = self._open(0).kept_types() if request.keep else {}
-            out = writer(request.format, file, classes, request.probabilities, kept)
-            for before, chunk in self._chunks(shard):
-                if chunk.bad:
-                    bad += len(chunk.bad)
-                    _leave_out(chunk.bad, request.on_error, left)
-                spans = (chunk.rows[i : i + BATCH] for i in range(0, len(chunk.rows), BATCH))
-                probabilities = np.concatenate([self.model.predict(span) for span in spans] or [np.empty((0, len(classes)))])
-                best = probabilities.argmax(axis=1)
-                out.write(chunk.numbers + before, best, probabilities, chunk.kept)
-                if len(best) and before + chunk.numbers[0] < show:
-                    _show(chunk.numbers + before, best, classes, show)
-                rows += len(best)
-                counts += np.bincount(best, minlength=len(classes))
-                if chunk.labels is not None:
-                    labelled = True
-                    known = chunk.labels >= 0
-                    pairs = chunk.labels[known] * len(classes) + best[known]
-                    confusion += np.bincount(pairs, minlength=confusion.size).reshape(confusion.shape)
-                if time.monotonic() - told > QUIET:
-                    told = time.monotonic()
-                    print(f"shard {shard}: {rows} rows, {rows / (time.time() - began):.0f} rows/s", flush=True)
-            out.close()
+            with contextlib.closing(writer(request.format, file, classes, request.probabilities, kept)) as out:
+                for before, chunk in self._chunks(shard):
+                    if chunk.bad:
+                        _leave_out(chunk.bad, request.on_error, left)
+                        bad += len(chunk.bad)
+                    if not len(chunk.rows):
+                        continue
+                    spans = range(0, len(chunk.rows), BATCH)
+                    probabilities = np.concatenate([self.model.predict(chunk.rows[i : i + BATCH]) for i in spans])
+                    best, row = probabilities.argmax(axis=1), chunk.numbers + before
+                    out.write(row, best, probabilities, chunk.kept)
+                    if row[0] < show:
+                        _show(row, best, classes, show)
+                    pairs = chunk.labels % len(counts) * len(classes) + best  # UNLABELLED is the last
+                    counts += np.bincount(pairs, minlength=counts.size).reshape(counts.shape)
+                    if time.monotonic() - told > QUIET:
+                        told, rows = time.monotonic(), int(counts.sum())
+                        print(f"shard {shard}: {rows} rows, {rows / (time.time() - began):.0f} rows/s", flush=True)
             for written in (file, left):
                 written.flush()
                 os.fsync(written.fileno())
@@ -220,9 +213,8 @@ class Job:
             skipped.replace(self.output / f"_skipped-{name}.jsonl")
         part.replace(self.output / f"part-{name}.{request.format}")
         files.sync_folder(self.output)
-        seconds = time.time() - began
-        matrix = confusion.tolist() if labelled else None
-        record = Record(rows, bad, counts.tolist(), matrix, began, seconds, platform.node())
+        rows, seconds = int(counts.sum()), time.time() - began
+        record = Record(bad, counts.tolist(), began, seconds, platform.node())
         files.write(work / f"{shard:05}.json", msgspec.json.encode(record))
         done = sum(1 for other in range(self.plan.shards) if (work / f"{other:05}.json").exists())
         left_out = f", {bad} bad ones left out" if bad else ""
@@ -234,7 +226,8 @@ class Job:
 
     def _tell(self, records: list[Record]) -> None:
         plan, classes, output = self.plan, self._wanted.classes, self.output
-        rows, skipped = sum(record.rows for record in records), sum(record.skipped for record in records)
+        counts = np.sum([record.counts for record in records], axis=0)
+        confusion, rows = counts[:-1], int(counts.sum())
         success: dict[str, Any] = {
             "model": plan.request.model,
             "digest": plan.digest,
@@ -246,15 +239,13 @@ class Job:
             "format": plan.request.format,
             "shards": plan.shards,
             "rows": rows,
-            "skipped": skipped,
-            "classes": dict(zip(classes, np.sum([r.counts for r in records], axis=0).tolist(), strict=True)),
+            "skipped": sum(record.skipped for record in records),
+            "classes": dict(zip(classes, counts.sum(axis=0).tolist(), strict=True)),
         }
-        if matrices := [record.confusion for record in records if record.confusion]:
-            confusion = np.sum(matrices, axis=0)
+        if confusion.any():
             found = measures(confusion, classes)
             success |= {"labelled": found["rows"], "accuracy": found["accuracy"]}
-            accuracy = f", accuracy {found['accuracy']:.4f}" if found["rows"] else ""
-            title = f"{plan.request.model} {plan.digest[:12]}: {found['rows']} labelled rows{accuracy}"
+            title = f"{plan.request.model} {plan.digest[:12]}: accuracy {found['accuracy']:.4f} of {found['rows']} rows"
             _put(output, "_metrics.json", _json(found))
             _put(output, "_confusion.png", picture(confusion, classes, title))
         began, ended = min(r.began for r in records), max(r.began + r.seconds for r in records)
@@ -263,7 +254,9 @@ class Job:
             "ended": ended,
             "seconds": ended - began,
             "rows_per_second": rows / max(ended - began, 1e-9),
-            "shards": [{"rows": r.rows, "began": r.began, "seconds": r.seconds, "host": r.host} for r in records],
+            "shards": [
+                {"rows": int(np.sum(r.counts)), "began": r.began, "seconds": r.seconds, "host": r.host} for r in records
+            ],
         }
         _put(output, "_timing.json", _json(timing))
         _put(output, SUCCESS, _json(success))

@@ -63,8 +63,8 @@ class _Parquet:
         pa.set_memory_pool(pa.system_memory_pool())  # gives back what a row group took
         types = {"row": pa.int64(), "class": pa.int32(), "label": pa.dictionary(pa.int32(), pa.string())} | kept
         self._schema = pa.schema([(name, types.get(name, pa.float32())) for name in names])
-        self._classes, self._buffer, self._rows = pa.array(classes, pa.string()), [], 0
-        self._kept = kept
+        self._classes, self._kept, self._rows = pa.array(classes, pa.string()), kept, 0
+        self._buffer: list[Any] = []
         # Every setting that shapes the file is fixed here; readers see a label as text.
         self._file = pq.ParquetWriter(
             file, self._schema, compression="zstd", version="2.6", data_page_version="1.0", store_schema=False,
@@ -85,8 +85,11 @@ class _Parquet:
             self._flush(ROW_GROUP)
 
     def close(self) -> None:
-        self._flush(self._rows)
-        self._file.close()
+        try:
+            self._flush(self._rows)
+            self._file.close()
+        finally:
+            self._file.is_open = False  # else it tries again when it is collected, and shows a traceback
 
     def _flush(self, rows: int) -> None:
         import pyarrow as pa
