@@ -1,10 +1,12 @@
 """What is read: rows of idx, .npy, CSV and Parquet files, as a model takes them, in a stream.
 
-`survey` counts a file's rows once; `read` then yields any range of them. Where its chunks begin and end depends on
-the range alone, so that scoring a range again gives the same bytes.
+Each kind of file has `survey`, which counts its rows once, and `read`, which yields any range of them. Where its chunks
+begin and end depends on the range alone, so that scoring a range again gives the same bytes. `beside` is the file of
+the labels, if they are in one of their own; `kept_types` are the pyarrow types of the columns to carry through.
 """
 
 import bisect
+import contextlib
 import csv
 import glob
 import gzip
@@ -15,7 +17,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -65,16 +67,6 @@ class Wanted(NamedTuple):
     keep: list[str]
 
 
-class Source(Protocol):
-    """A file of rows. `beside` is the file of its labels, if they are in one of their own."""
-
-    beside: Path | None
-
-    def survey(self) -> tuple[int, list[Mark]]: ...
-    def read(self, start: int, stop: int, marks: list[Mark]) -> Iterator[Chunk]: ...
-    def kept_types(self) -> dict[str, Any]: ...
-
-
 def expand(patterns: list[str]) -> list[Path]:
     """The files that paths and globs name, each pattern's sorted. Raises InputError when one names none."""
     found = []
@@ -88,35 +80,13 @@ def expand(patterns: list[str]) -> list[Path]:
     return found
 
 
-def source(path: Path, wanted: Wanted) -> Source:
-    """Open a file by the kind its name tells. Raises InputError when the model can't take it."""
-    name = path.name.removesuffix(".gz")
-    kind: type[Csv | Parquet | Arrays]
-    kind = Csv if name.endswith(".csv") else Parquet if name.endswith(".parquet") else Arrays
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """What goes wrong in reading a file, as an InputError."""
     try:
-        return kind(path, wanted)
-    except (OSError, EOFError, ValueError, zlib.error, csv.Error) as error:
-        raise _unreadable(path, error) from error
-
-
-def survey(opened: Source, path: Path) -> tuple[int, list[Mark]]:
-    """How many rows a file has, and marks to find them by. Raises InputError."""
-    try:
-        return opened.survey()
-    except (OSError, EOFError, zlib.error) as error:
-        raise _unreadable(path, error) from error
-
-
-def read(opened: Source, path: Path, start: int, stop: int, marks: list[Mark]) -> Iterator[Chunk]:
-    """The rows `start` to `stop` of a file. Raises InputError."""
-    try:
-        yield from opened.read(start, stop, marks)
+        yield
     except (OSError, EOFError, ValueError, NotImplementedError, zlib.error, csv.Error) as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> InputError:
-    return InputError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}")
+        raise InputError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 class Arrays:
@@ -150,7 +120,7 @@ class Arrays:
             count = min(CHUNK, stop - first)
             rows = self._rows.take(first, buffer[:count]).reshape(count, *takes.shape)
             labels = np.full(count, UNLABELLED)
-            good: Array = np.ones(count, bool) if rows.dtype == np.uint8 else (np.abs(rows) <= FLOAT32_MAX).all(axis=1)
+            good = _finite(rows)
             bad = [BadRow(file, first + int(i), None, "a value is not finite") for i in np.flatnonzero(~good)]
             if self._labels:
                 values = self._labels.take(first, np.empty(count, self._labels.dtype))
@@ -346,6 +316,23 @@ class Parquet:
             row += len(batch)
 
 
+Source = Arrays | Csv | Parquet
+
+
+def source(path: Path, wanted: Wanted) -> Source:
+    """Open a file by the kind its name tells. Raises InputError when the model can't take it."""
+    name = path.name.removesuffix(".gz")
+    kind: type[Source] = Csv if name.endswith(".csv") else Parquet if name.endswith(".parquet") else Arrays
+    with readable(path):
+        return kind(path, wanted)
+
+
+def read(opened: Source, path: Path, start: int, stop: int, marks: list[Mark]) -> Iterator[Chunk]:
+    """The rows `start` to `stop` of a file. Raises InputError."""
+    with readable(path):
+        yield from opened.read(start, stop, marks)
+
+
 def _open(path: Path) -> IO[bytes]:
     return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
 
@@ -399,8 +386,7 @@ def _of_table(table: Any, first: int, path: Path, wanted: Wanted) -> Chunk:
             wants = f"lists of {math.prod(takes.shape)} {takes.dtype}"
             raise InputError(f"{path}: the column {takes.name} has {column.type}, expected {wants}")
         values = flat.to_numpy().reshape(count, -1)
-    good = (np.abs(values) <= FLOAT32_MAX).all(axis=1) if values.dtype.kind == "f" else np.ones(count, bool)
-    bad = []
+    good, bad = _finite(values), []
     for i in np.flatnonzero(~good):
         column = int(np.argmin(np.abs(values[i]) <= FLOAT32_MAX))
         name = takes.features[column].name if takes.features else takes.name
@@ -431,6 +417,13 @@ def _codes(names: list[str], classes: list[str]) -> npt.NDArray[np.int64]:
     """Class indices of labels, which are a class's name or its number; nothing means unlabelled."""
     known = {str(i): i for i in range(len(classes))} | {name: i for i, name in enumerate(classes)} | {"": UNLABELLED}
     return np.array([known.get(name, UNKNOWN) for name in names], np.int64)
+
+
+def _finite(values: Array) -> Array:
+    """Which rows [n, …] hold only numbers that float32 has."""
+    if values.dtype.kind != "f":
+        return np.ones(len(values), bool)
+    return np.asarray((np.abs(values).reshape(len(values), -1) <= FLOAT32_MAX).all(axis=1))
 
 
 def _numeric(kind: Any) -> bool:

@@ -22,7 +22,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from inputs import BadRow, Chunk, InputError, Mark, Source, Wanted, expand, read, source, survey
+from inputs import BadRow, Chunk, InputError, Mark, Source, Wanted, expand, read, readable, source
 from modelkit import artifact, cpus, files
 from outputs import measures, picture, writer
 
@@ -334,7 +334,8 @@ def _plan(request: Request, model: artifact.Model) -> Plan:
 def _input(path: Path, wanted: Wanted) -> Input:
     file = _pin(path)
     opened = source(path, wanted)
-    rows, marks = survey(opened, path)
+    with readable(path):
+        rows, marks = opened.survey()
     file.check()
     return Input(file, _pin(opened.beside) if opened.beside else None, rows, marks)
 

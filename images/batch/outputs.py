@@ -6,7 +6,7 @@ The same predictions give the same bytes: no time and no name of a machine is in
 import csv
 import io
 import itertools
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import msgspec
 import numpy as np
@@ -20,15 +20,11 @@ CELL, MARGIN, FONT = 44, 12, 13  # pixels
 Array = npt.NDArray[Any]
 
 
-class Writer(Protocol):
-    """Takes rows' numbers [n], classes [n], probabilities [n, classes] (written if asked for) and kept columns."""
+def writer(kind: str, file: IO[bytes], classes: list[str], probabilities: bool, kept: dict[str, Any]) -> Any:
+    """A writer of columns row, class, label, p_CLASS (with `probabilities`), and kept ones with their pyarrow types.
 
-    def write(self, numbers: Array, best: Array, probabilities: Array, kept: dict[str, Any]) -> None: ...
-    def close(self) -> None: ...
-
-
-def writer(kind: str, file: IO[bytes], classes: list[str], probabilities: bool, kept: dict[str, Any]) -> Writer:
-    """A writer of columns row, class, label, p_CLASS (with `probabilities`), and kept ones with their pyarrow types."""
+    Its `write` takes rows' numbers [n], classes [n], probabilities [n, classes] and kept columns; `close` ends it.
+    """
     names = ["row", "class", "label", *([f"p_{name}" for name in classes] if probabilities else []), *kept]
     if kind == "parquet":
         return _Parquet(file, names, classes, kept)
@@ -106,12 +102,11 @@ def measures(confusion: Array, classes: list[str]) -> dict[str, Any]:
     None where there is nothing to divide by: a class never predicted has no precision.
     """
     hits, known, guessed = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
-    share = lambda part, whole: int(part) / int(whole) if whole else None  # noqa: E731
     return {
         "rows": int(known.sum()),
-        "accuracy": share(hits.sum(), known.sum()),
+        "accuracy": _share(hits.sum(), known.sum()),
         "classes": [
-            {"class": name, "rows": int(n), "precision": share(hit, g), "recall": share(hit, n)}
+            {"class": name, "rows": int(n), "precision": _share(hit, g), "recall": _share(hit, n)}
             for name, hit, n, g in zip(classes, hits, known, guessed, strict=True)
         ],
         "confusion": confusion.tolist(),
@@ -151,6 +146,10 @@ def picture(confusion: Array, classes: list[str], title: str) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def _share(part: int, whole: int) -> float | None:
+    return int(part) / int(whole) if whole else None
 
 
 def _csv(rows: Any) -> bytes:

@@ -23,7 +23,7 @@ NAMES = [feature.name for feature in models.IRIS.features or []]
 
 def read(path: Path, wanted: inputs.Wanted, start: int = 0, stop: int | None = None) -> list[inputs.Chunk]:
     opened = inputs.source(path, wanted)
-    rows, marks = inputs.survey(opened, path)
+    rows, marks = opened.survey()
     end = rows if stop is None else stop
     return [c._replace(rows=c.rows.copy()) for c in inputs.read(inputs.source(path, wanted), path, start, end, marks)]
 
