@@ -1,6 +1,5 @@
 {{- define "batch.spec" -}}
-{{- $shards := int .Values.shards -}}
-completions: {{ max 1 $shards }}
+completions: {{ int .Values.shards }}
 parallelism: {{ int .Values.parallelism }}
 completionMode: Indexed
 backoffLimitPerIndex: {{ int .Values.backoffLimit }}
@@ -54,8 +53,8 @@ template:
           {{- end }}
           - --wait={{ int .Values.waitForModel }}
           - --workers=1
-          {{- if $shards }}
-          - --shards={{ $shards }}
+          {{- if gt (int .Values.shards) 1 }}
+          - --shards={{ int .Values.shards }}
           - --shard-index=$(JOB_COMPLETION_INDEX)
           {{- end }}
 {{- end }}
