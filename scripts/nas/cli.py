@@ -83,7 +83,7 @@ def batch(
     form: Annotated[str, typer.Option("--format", help="Of the predictions: parquet, csv or jsonl.")] = "parquet",
     keep: Annotated[list[str] | None, typer.Option(help="A column of the inputs to carry through; repeatable.")] = None,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Write each class's probability too.")] = False,
-    skip: Annotated[bool, typer.Option("--skip-bad-rows", help="Leave out what can't be scored, and tell.")] = False,
+    on_error: Annotated[str, typer.Option(help="On a bad row: fail, or skip, which leaves it out and tells.")] = "fail",
 ) -> None:
     """Score files with the promoted model, on all cores; after a kill, the same command goes on where it was.
 
@@ -95,7 +95,7 @@ def batch(
 
     if not inputs:
         data.ensure("mnist", _home() / "data")
-    words = ["--format", form, "--on-error", "skip" if skip else "fail"]
+    words = ["--format", form, "--on-error", on_error]
     words += ["--input", *map(str, inputs)] if inputs else []
     words += ["--keep", *keep] if keep else []
     words += ["--probabilities"] if probabilities else []

@@ -1,9 +1,7 @@
-import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 TESTS = Path(__file__).parents[1]
@@ -11,17 +9,6 @@ sys.path.append(str(TESTS / "server"))  # models: small ones whose answers are k
 sys.path.insert(0, str(TESTS.parents[1] / "images" / "batch"))  # in the image it is at /app, beside modelkit
 
 import models  # noqa: E402
-
-
-def images(digits: list[int]) -> bytes:
-    """An idx3 file of images that the brightest-of-ten model takes for these digits."""
-    pixels = np.zeros((len(digits), 784), np.uint8)
-    pixels[np.arange(len(digits)), digits] = 255
-    return struct.pack(">4I", 0x0803, len(digits), 28, 28) + pixels.tobytes()
-
-
-def labels(digits: list[int]) -> bytes:
-    return struct.pack(">2I", 0x0801, len(digits)) + bytes(digits)
 
 
 @pytest.fixture

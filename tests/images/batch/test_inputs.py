@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import images, labels
+from idx_files import images, labels
 from modelkit import artifact
 
 IRIS = inputs.Wanted(models.IRIS, models.SPECIES, ["id"])

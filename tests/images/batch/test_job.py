@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import score
-from conftest import images, labels
+from idx_files import images, labels
 from modelkit import files
 
 Arguments = Callable[..., list[str]]

@@ -15,7 +15,7 @@ import models
 import pyarrow.parquet as pq
 import pytest
 import score
-from conftest import images, labels
+from idx_files import images, labels
 
 Arguments = Callable[..., list[str]]
 
