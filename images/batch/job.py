@@ -106,7 +106,7 @@ class Record(msgspec.Struct, frozen=True):
 
 
 class Job:
-    """A plan and the folder of its output. `load` gives the model of a digest, with its path checked."""
+    """A plan, the folder of its output, and the model that the plan names."""
 
     def __init__(self, output: Path, plan: Plan, model: artifact.Model) -> None:
         self.output, self.plan, self.model = output, plan, model

@@ -23,9 +23,11 @@ Array = npt.NDArray[Any]
 def writer(kind: str, file: IO[bytes], classes: list[str], probabilities: bool, kept: dict[str, Any]) -> Any:
     """A writer of columns row, class, label, p_CLASS (with `probabilities`), and kept ones with their pyarrow types.
 
+    A kept column that has the name of one of these is written as input_NAME.
     Its `write` takes rows' numbers [n], classes [n], probabilities [n, classes] and kept columns; `close` ends it.
     """
-    names = ["row", "class", "label", *([f"p_{name}" for name in classes] if probabilities else []), *kept]
+    names = ["row", "class", "label", *([f"p_{name}" for name in classes] if probabilities else [])]
+    names += [f"input_{name}" if name in names else name for name in kept]
     if kind == "parquet":
         return _Parquet(file, names, classes, kept)
     return _Text(file, names, classes, probabilities, kind == "csv")
@@ -57,14 +59,15 @@ class _Parquet:
         import pyarrow.parquet as pq
 
         pa.set_memory_pool(pa.system_memory_pool())  # gives back what a row group took
-        types = {"row": pa.int64(), "class": pa.int32(), "label": pa.dictionary(pa.int32(), pa.string())} | kept
-        self._schema = pa.schema([(name, types.get(name, pa.float32())) for name in names])
+        types = [pa.int64(), pa.int32(), pa.dictionary(pa.int32(), pa.string())]
+        types += [pa.float32()] * (len(names) - 3 - len(kept)) + list(kept.values())
+        self._schema = pa.schema(list(zip(names, types, strict=True)))
         self._classes, self._kept, self._rows = pa.array(classes, pa.string()), kept, 0
         self._buffer: list[Any] = []
         # Every setting that shapes the file is fixed here; readers see a label as text.
         self._file = pq.ParquetWriter(
             file, self._schema, compression="zstd", version="2.6", data_page_version="1.0", store_schema=False,
-            use_dictionary=["label", *kept], column_encoding={"row": "DELTA_BINARY_PACKED"},
+            use_dictionary=names[2:3] + names[len(names) - len(kept) :], column_encoding={"row": "DELTA_BINARY_PACKED"},
         )  # fmt: skip
 
     def write(self, numbers: Array, best: Array, probabilities: Array, kept: dict[str, Any]) -> None:

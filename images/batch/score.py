@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(words)
     if args.shard_index is not None and not 0 <= args.shard_index < args.shards:
         parser.error(f"--shard-index is 0 to {args.shards - 1} with --shards {args.shards}, not {args.shard_index}")
-    mnist = Path(os.environ.get("NAS_DATA", "/data")) / "mnist" / "t10k-images-idx3-ubyte.gz"
+    mnist = Path(os.environ.get("NAS_DATA", "/data")).absolute() / "mnist" / "t10k-images-idx3-ubyte.gz"
     inputs = [str((mnist if name == "mnist-test" else Path(name)).absolute()) for name in args.input]
     try:
         if str(mnist) in inputs and not mnist.exists():
@@ -45,13 +45,10 @@ def main(argv: list[str] | None = None) -> int:
             args.model, inputs, args.format, args.probabilities, args.keep or [], args.on_error, args.shards
         )
         found = job.begin(args.output, request, args.digest, lambda digest: _load(kept, digest, args.wait))
-        if not found:
-            print("complete already")
-        elif not _share(found, args, words):
-            print("the other shards are not done yet: whoever does the last one ends the job")
-            return 0
+        done = not found or _share(found, args, words)
         if HELPER not in os.environ:
-            print(job.summary(args.output))
+            print("" if found else "complete already\n", end="")
+            print(job.summary(args.output) if done else "the other shards are not done yet: the last one ends the job")
     except (InputError, job.JobError) as error:
         message, status = str(error), REFUSED
     except (store.StoreError, artifact.ArtifactError, files.LockError) as error:

@@ -64,6 +64,21 @@ def test_row_groups_are_of_one_size_and_labels_are_text_to_readers() -> None:
     assert file.schema_arrow.field("size").type == pa.int16()
 
 
+@pytest.mark.parametrize("kind", outputs.FORMATS)
+def test_a_kept_column_never_takes_the_place_of_another(kind: str) -> None:
+    buffer = io.BytesIO()
+    out = outputs.writer(kind, buffer, CLASSES, False, {"label": pa.string(), "id": pa.int64()})
+    out.write(np.arange(1), np.array([1]), np.array([[0, 1]]), {"label": pa.array(["no"]), "id": pa.array([7])})
+    out.close()
+    assert read(kind, buffer.getvalue()) == {
+        "row": [0],
+        "class": [1],
+        "label": ["yes"],
+        "input_label": ["no"],
+        "id": [7],
+    }
+
+
 def test_a_part_without_rows_is_a_readable_file() -> None:
     assert pq.read_table(io.BytesIO(write("parquet", []))).num_rows == 0
     assert write("csv", []) == b"row,class,label,p_no,p_yes,id,size\n"
