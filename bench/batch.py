@@ -209,7 +209,8 @@ def kills(home: Path, count: int) -> Iterator[str]:
         if done and scored:
             timing = json.loads((out / "_timing.json").read_text())
             resumed.append(min(s["began"] for s in timing["shards"] if s["began"] > start) - start)
-        print(f"kill {len(before)}: {len(done)} of {shards} shards were done, {len(scored)} scored after", flush=True)
+        told = f"{len(done)} of {shards} shards were done, {len(scored)} scored after, {len(started)} of them again"
+        print(f"kill {len(before)}: {told}; {identical} of {len(before)} identical so far", flush=True)
     yield f"## kill -9 at a random moment, {count} times ({rows} rows, {shards} shards)\n"
     yield f"- byte-identical in the end, `_timing.json` aside: {identical} of {count}"
     yield f"- shards done when killed: {min(before)} to {max(before)}, median {statistics.median(before):.0f}"
