@@ -59,6 +59,9 @@ package: .venv/ready ## package the chart into .nas/nas-VERSION.tgz
 bench-search: .venv/ready-dev ## accuracy and time of both searches over 5 seeds
 	@.venv/bin/python bench/search.py $(ARGS)
 
+bench-batch: .venv/ready-dev ## batch scoring beside tutorial-style jobs, kill -9 and memory (10 min)
+	@.venv/bin/python bench/batch.py $(ARGS)
+
 lock: .venv/ready ## resolve pyproject.toml's dependencies anew into requirements*.txt
 	@set -e; cd "$(CURDIR)"; compile() { .venv/bin/uv pip compile pyproject.toml --quiet --upgrade --universal \
 	  --python-version 3.11 --generate-hashes --no-header "$$@"; }; \

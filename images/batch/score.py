@@ -1,194 +1,127 @@
 """Score files with a store's current model, or with the one a digest names.
 
-Inputs are idx files of images (their labels beside them, if there), CSV files whose header names the model's features
-(and `label`, if known), each also as .gz, or mnist-test. Predictions go to OUTPUT/predictions.csv, whole or not at all;
-those of one shard of several, a process each, to OUTPUT/predictions-0-of-4.csv and so on.
+Inputs are idx files of images and .npy arrays (their labels beside them, if there), CSV files whose header names the
+model's features (and `label`, if known), each also as .gz, Parquet files with such columns, or mnist-test. The folder
+OUTPUT gets part files, and _SUCCESS when all are there. Run again after a kill, it goes on where it was; run by
+several processes or pods at once, each scores other shards.
 """
 
 import argparse
-import csv
-import gzip
-import io
-import itertools
-import math
 import os
 import signal
-import struct
+import subprocess
 import sys
+import threading
 import time
-import zlib
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
 
-import modelkit
-import numpy as np
-import numpy.typing as npt
-from modelkit import artifact, files, store
+from modelkit import artifact, cpus, files, store  # isort: skip - before numpy: it settles the number of threads
 
-CHUNK = 4096  # rows in memory at a time
-FLOAT32_MAX = float(np.finfo(np.float32).max)
+import job
+from inputs import InputError
+from outputs import FORMATS
+
 EXAMPLE = """example:
   python3 score.py --store .nas/model --model mnist --input mnist-test --output .nas/output/mnist
 """
-
-Chunk = tuple[npt.NDArray[Any], list[str] | None]  # rows [n, *shape] and their labels, if known
-
-
-class InputError(Exception):
-    """An input that can't be scored: which, where and why."""
-
-
-def read(path: Path, takes: artifact.Input) -> Iterator[Chunk]:
-    """The rows of a file, as a model takes them, CHUNK at a time. Raises InputError."""
-    try:
-        yield from read_csv(path, takes) if path.name.removesuffix(".gz").endswith(".csv") else read_idx(path, takes)
-    except (OSError, EOFError, zlib.error, csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}") from error
-
-
-def read_idx(path: Path, takes: artifact.Input) -> Iterator[Chunk]:
-    """Images of an idx3 file; labels from the idx1 file of the same name beside it."""
-    beside = path.with_name(path.name.replace("images-idx3", "labels-idx1"))
-    with _open(path) as images:
-        count, *shape = _idx_header(images, path)
-        if takes.dtype != "uint8" or math.prod(shape) != math.prod(takes.shape):
-            wants = f"{math.prod(takes.shape)} ({takes.dtype})"
-            raise InputError(f"{path}: the model wants {wants} numbers a row, got {math.prod(shape)} (uint8)")
-        labels = _labels(beside, count) if beside != path and beside.exists() else None
-        for start in range(0, count, CHUNK):
-            end = min(start + CHUNK, count)
-            rows = np.frombuffer(_take(images, (end - start) * math.prod(shape), path), np.uint8)
-            yield rows.reshape(-1, *takes.shape), labels[start:end] if labels else None
-
-
-def read_csv(path: Path, takes: artifact.Input) -> Iterator[Chunk]:
-    """Rows of a table, its columns found by the names in its header; other columns are passed over."""
-    names = [feature.name for feature in takes.features or []]
-    with io.TextIOWrapper(_open(path), encoding="utf-8-sig", newline="") as text:
-        lines = csv.reader(text)
-        header = next(lines, [])
-        if not names or set(names) - set(header):
-            wants = f"the columns {', '.join(names)}" if names else "idx files of images"
-            raise InputError(f"{path}: the model wants {wants}, got the header {','.join(header)[:80]!r}")
-        columns, label = [header.index(name) for name in names], header.index("label") if "label" in header else -1
-        parsed = (_numbers(row, columns, label, f"{path} line {lines.line_num}") for row in lines if row)
-        while block := list(itertools.islice(parsed, CHUNK)):
-            values, labels = zip(*block, strict=True)
-            yield np.array(values, np.float32).reshape(-1, *takes.shape), list(labels) if label >= 0 else None
-
-
-def score(model: artifact.Model, inputs: list[Path], output: Path, show: int, shard: int = 0, shards: int = 1) -> None:
-    """Score what falls to a shard, print the predictions of the first `show` rows and a summary.
-
-    Shard i of n takes the chunks i, i+n, i+2n, … of all inputs' rows; a row's number counts them all. Raises
-    InputError, OSError.
-    """
-    started, classes, table = time.perf_counter(), model.manifest.classes, io.StringIO(newline="")
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["row", "class", "label"])
-    counts: Counter[str] = Counter()
-    start = known = right = 0
-    output.mkdir(parents=True, exist_ok=True)  # an unwritable place is noticed before the work is done
-    chunks = ((path, *chunk) for path in inputs for chunk in read(path, model.manifest.input))
-    for number, (path, rows, labels) in enumerate(chunks):
-        if number % shards == shard:
-            best = model.predict(rows).argmax(axis=1).tolist()
-            names = [classes[k] for k in best]
-            writer.writerows(zip(range(start, start + len(best)), best, names, strict=True))
-            for i, (k, name) in enumerate(zip(best[: max(0, show - start)], names, strict=False), start):
-                print(f"Sample {i}: predicted class = {k}" + (f" ({name})" if name != str(k) else ""), flush=True)
-            counts.update(names)
-            if labels:
-                if unknown := set(labels) - set(classes):
-                    raise InputError(f"{path}: label {min(unknown)!r} is none of the model's ({', '.join(classes)})")
-                known, right = known + len(labels), right + sum(map(str.__eq__, names, labels))
-        start += len(rows)
-    target = output / ("predictions.csv" if shards == 1 else f"predictions-{shard}-of-{shards}.csv")
-    files.write(target, table.getvalue().encode())
-    seconds, total = time.perf_counter() - started, counts.total()
-    print(f"scored    {total} rows in {seconds:.2f} s ({total / seconds:.0f} rows/s)")
-    print(f"classes   {', '.join(f'{name}: {counts[name]}' for name in classes)}")
-    if known:
-        print(f"accuracy  {right / known:.4f} ({right} of {known} labelled rows)")
-    print(f"model     {model.manifest.model} {model.manifest.digest}")
-    print(f"output    {target}")
+HELPER = "NAS_BATCH_HELPER"  # set in a process that another one started to share its work
+REFUSED = 3  # exit status when trying again can't help
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status: 1 when something can't be scored or written, and then there is no new output."""
-    style = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLE, formatter_class=style)
-    parser.add_argument("--store", type=Path, default=Path("/model"), help="the store's folder (default: %(default)s)")
-    parser.add_argument("--model", required=True, help="the model's name in the store, for example mnist")
-    parser.add_argument("--digest", help="score with this version, or enough of its start (default: the current one)")
-    parser.add_argument("--input", nargs="+", default=["mnist-test"], help="files, or mnist-test (default)")
-    parser.add_argument("--output", type=Path, required=True, help="folder for predictions.csv")
-    parser.add_argument("--print", type=int, default=100, help="predictions to print (default: %(default)s)")
-    parser.add_argument("--shards", type=int, default=1, help="parts that the rows are split in (default: %(default)s)")
-    parser.add_argument("--shard-index", type=int, default=0, help="the part to score, from 0 (default: %(default)s)")
-    args = parser.parse_args(argv)
-    if not 0 <= args.shard_index < args.shards:
+    """Returns the exit status: 0 scored, 1 failed and may be tried again, 2 wrong options, 3 refused for good."""
+    words = sys.argv[1:] if argv is None else argv
+    parser = _parser()
+    args = parser.parse_args(words)
+    if args.shard_index is not None and not 0 <= args.shard_index < args.shards:
         parser.error(f"--shard-index is 0 to {args.shards - 1} with --shards {args.shards}, not {args.shard_index}")
-    mnist = Path(os.environ.get("NAS_DATA", "/data")) / "mnist" / "t10k-images-idx3-ubyte.gz"
-    inputs = [mnist if name == "mnist-test" else Path(name) for name in args.input]
+    mnist = Path(os.environ.get("NAS_DATA", "/data")).absolute() / "mnist" / "t10k-images-idx3-ubyte.gz"
+    inputs = [str((mnist if name == "mnist-test" else Path(name)).absolute()) for name in args.input]
     try:
-        if mnist in inputs and not mnist.exists():
+        if str(mnist) in inputs and not mnist.exists():
             raise InputError(f"the MNIST test set is not at {mnist}; get it with: nas data mnist")
         kept = store.Store(args.store, args.model)
-        entry = kept.find(args.digest) if args.digest else None
-        threads = modelkit.cpus()
-        model = artifact.load(entry.folder, entry.manifest.digest, threads) if entry else kept.load(threads=threads)
-        score(model, inputs, args.output, args.print, args.shard_index, args.shards)
-    except (InputError, store.StoreError, artifact.ArtifactError) as error:
-        message = str(error)
+        request = job.Request(
+            args.model, inputs, args.format, args.probabilities, args.keep or [], args.on_error, args.shards
+        )
+        found = job.begin(args.output, request, args.digest, lambda digest: _load(kept, digest, args.wait))
+        done = not found or _share(found, args, words)
+        if HELPER not in os.environ:
+            print("" if found else "complete already\n", end="")
+            print(job.summary(args.output) if done else "the other shards are not done yet: the last one ends the job")
+    except (InputError, job.JobError) as error:
+        message, status = str(error), REFUSED
+    except (store.StoreError, artifact.ArtifactError, files.LockError) as error:
+        message, status = str(error), 1
     except OSError as error:
-        message = store.explain(error, args.output)
+        message, status = store.explain(error, args.output), 1
     else:
         return 0
     print(f"error: {message}", file=sys.stderr)
-    return 1
+    return status
 
 
-def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+def _parser() -> argparse.ArgumentParser:
+    style = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLE, formatter_class=style)
+    add = parser.add_argument
+    add("--store", type=Path, default=Path("/model"), help="the store's folder (default: %(default)s)")
+    add("--model", required=True, help="the model's name in the store, for example mnist")
+    add("--digest", help="score with this version, or enough of its start (default: the current one)")
+    add("--wait", type=float, default=0, metavar="SECONDS", help="how long to wait for a first model (default: 0)")
+    add("--input", nargs="+", default=["mnist-test"], help="files, globs, or mnist-test (default)")
+    add("--output", type=Path, required=True, help="folder for the predictions, of this job alone")
+    add("--format", choices=FORMATS, default="parquet", help="of the predictions (default: %(default)s)")
+    add("--probabilities", action="store_true", help="write each class's probability too")
+    add("--keep", nargs="+", metavar="COLUMN", help="columns of CSV and Parquet inputs to carry through")
+    add("--on-error", choices=["fail", "skip"], default="fail", help="on a bad row: end, or leave it out and tell")
+    add("--print", type=int, default=100, help="predictions to print (default: %(default)s)")
+    add("--shards", type=int, default=0, help=f"parts of the rows (default: one for each {job.SHARD_ROWS})")
+    add("--shard-index", type=int, help="score this part alone, from 0 (default: all)")
+    add("--workers", type=int, default=cpus(), help="processes to share the shards (default: the CPUs, %(default)s)")
+    return parser
 
 
-def _take(file: IO[bytes], size: int, path: Path) -> bytes:
-    data = file.read(size)
-    if len(data) != size:
-        raise InputError(f"{path} is cut short: its header promises more than it holds")
-    return data
+def _load(kept: store.Store, digest: str | None, wait: float) -> artifact.Model:
+    """The version `digest`, or the current one, waited for so many seconds if nothing is promoted yet."""
+    if digest:
+        whole = kept.version(digest).is_dir()  # a prefix is looked for in all models
+        entry = None if whole else kept.find(digest)
+        return artifact.load(entry.folder, entry.manifest.digest) if entry else kept.load(digest)
+    end = time.monotonic() + wait
+    if wait and not kept.current():
+        print(f"waiting   for a model of {kept.model!r} in {kept.root}, at most {wait:.0f} s", flush=True)
+    while not kept.current() and time.monotonic() < end:
+        time.sleep(0.5)
+    return kept.load()
 
 
-def _idx_header(file: IO[bytes], path: Path) -> list[int]:
-    """The dimensions in the header of an idx file of unsigned bytes."""
-    magic = file.read(4)
-    if magic[:3] != b"\0\0\x08" or len(magic) < 4:
-        raise InputError(f"{path} is neither an idx file of bytes nor named .csv: those (or .gz of them) are read")
-    return list(struct.unpack(f">{magic[3]}I", _take(file, 4 * magic[3], path)))
-
-
-def _labels(path: Path, count: int) -> list[str]:
-    with _open(path) as file:
-        if _idx_header(file, path) != [count]:
-            raise InputError(f"{path}: expected {count} labels, as many as there are images")
-        return [str(label) for label in _take(file, count, path)]
-
-
-def _numbers(row: list[str], columns: list[int], label: int, where: str) -> tuple[list[float], str]:
-    """The values of the columns, and the label where there is one."""
+def _share(found: job.Job, args: argparse.Namespace, words: list[str]) -> bool:
+    """Work on the job, with helpers where there is enough to do. Whether all of it is done."""
+    every = range(found.plan.shards)
+    mine = every if args.shard_index is None else every[args.shard_index : args.shard_index + 1]
+    count = min(args.workers, sum(1 for shard in mine if not found.done(shard))) - 1
+    command = [sys.executable, str(Path(__file__).absolute()), *words, "--workers=1"]
+    # What a helper fails at, this process tries again and tells of. Their stdin ends when this process does.
+    pipe, quiet, environment = subprocess.PIPE, subprocess.DEVNULL, os.environ | {HELPER: "1", "NAS_CPUS": "1"}
+    helpers = [subprocess.Popen(command, stdin=pipe, stderr=quiet, env=environment) for _ in range(count)]
     try:
-        values, name = [float(row[column]) for column in columns], row[label] if label >= 0 else ""
-    except (ValueError, IndexError):
-        values, name = [math.nan], ""
-    if not all(abs(value) <= FLOAT32_MAX for value in values):
-        raise InputError(f"{where}: expected a number in each of the model's columns, got {','.join(row)[:80]!r}")
-    return values, name
+        found.work(mine, args.print)
+    finally:
+        for helper in helpers:
+            helper.communicate()
+    return found.finish()
+
+
+def _end_with_parent() -> None:
+    sys.stdin.buffer.read()
+    os._exit(143)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that no temporary file stays
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no error
+    if HELPER in os.environ:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
     sys.exit(main())

@@ -1,5 +1,6 @@
 """The command line `nas`."""
 
+import hashlib
 import os
 import signal
 import sys
@@ -78,19 +79,33 @@ def batch(
     inputs: Annotated[list[Path] | None, typer.Argument(help="Files to score; default: the MNIST test set.")] = None,
     model: Model = "mnist",
     digest: Annotated[str | None, typer.Option(help="A version; default: the current one.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder for predictions; default: .nas/output/MODEL.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for it; default: one in .nas/output/MODEL.")] = None,
+    form: Annotated[str, typer.Option("--format", help="Of the predictions: parquet, csv or jsonl.")] = "parquet",
+    keep: Annotated[list[str] | None, typer.Option(help="A column of the inputs to carry through; repeatable.")] = None,
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="Write each class's probability too.")] = False,
+    on_error: Annotated[str, typer.Option(help="On a bad row: fail, or skip, which leaves it out and tells.")] = "fail",
 ) -> None:
-    """Score files with the promoted model.
+    """Score files with the promoted model, on all cores; after a kill, the same command goes on where it was.
 
     Example: nas batch --model iris flowers.csv
     """
+    from modelkit.store import Store
+
     from nas import data
 
     if not inputs:
         data.ensure("mnist", _home() / "data")
-    words = ["--input", *map(str, inputs)] if inputs else []
+    words = ["--format", form, "--on-error", on_error]
+    words += ["--input", *map(str, inputs)] if inputs else []
+    words += ["--keep", *keep] if keep else []
+    words += ["--probabilities"] if probabilities else []
+    digest = digest or Store(_home() / "model", model).current()
     words += ["--digest", digest] if digest else []
-    _become("batch/score.py", "--model", model, "--output", str(output or _home() / "output" / model), *words)
+    if output is None:  # the same command finds its unfinished job again; another model or a changed file is a new one
+        states = [(str(path), path.stat().st_mtime_ns if path.exists() else 0) for path in inputs or []]
+        key = hashlib.sha256(repr([words, states]).encode()).hexdigest()[:8]
+        output = _home() / "output" / model / f"{inputs[0].name.split('.')[0] if inputs else 'mnist-test'}-{key}"
+    _become("batch/score.py", "--model", model, "--output", str(output), *words)
 
 
 @data_app.command()

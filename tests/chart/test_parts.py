@@ -242,9 +242,40 @@ def test_a_batch_job_ignores_disruptions_and_counts_failures_by_shard() -> None:
     spec = one(render("iris", *EVERYTHING, "batch.shards=4", "batch.parallelism=2"), "Job")["spec"]
     assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", 4, 2)
     assert spec["backoffLimitPerIndex"] == 2
-    (rule,) = spec["podFailurePolicy"]["rules"]
-    assert (rule["action"], rule["onPodConditions"][0]["type"]) == ("Ignore", "DisruptionTarget")
+    disrupted, refused = spec["podFailurePolicy"]["rules"]
+    assert (disrupted["action"], disrupted["onPodConditions"][0]["type"]) == ("Ignore", "DisruptionTarget")
+    assert (refused["action"], refused["onExitCodes"]["values"]) == ("FailJob", [2, 3])
     assert "ttlSecondsAfterFinished" not in spec
+
+
+def batch_arguments(*settings: str) -> tuple[str, list[str]]:
+    """The batch Job's name, and the arguments of its program."""
+    job = one(render("iris", *EVERYTHING, *settings), "Job")
+    return job["metadata"]["name"], job["spec"]["template"]["spec"]["containers"][0]["args"]
+
+
+def test_each_batch_job_has_a_folder_of_its_own_for_its_output() -> None:
+    places = set()
+    for setting in ("batch.run=1", "batch.run=2", "batch.probabilities=true", "batch.inputs={/model/inbox/*.csv}"):
+        name, arguments = batch_arguments(setting)
+        assert arguments[-1] == f"--output=/output/iris/predictions/{name.removeprefix('x-batch-')}"
+        places.add(arguments[-1])
+    assert len(places) == 4
+
+
+def test_a_batch_job_without_shards_is_one_pod_that_scores_them_all() -> None:
+    _, arguments = batch_arguments()
+    assert not [word for word in arguments if word.startswith("--shard")]
+    _, arguments = batch_arguments("batch.shards=3")
+    assert {"--shards=3", "--shard-index=$(JOB_COMPLETION_INDEX)"} <= set(arguments)
+
+
+def test_a_batch_job_says_what_its_values_ask_for() -> None:
+    _, arguments = batch_arguments(
+        "batch.format=jsonl", "batch.keep={id,day}", "batch.onError=skip", "batch.waitForModel=5", "batch.digest=abc"
+    )
+    assert {"--format=jsonl", "--on-error=skip", "--wait=5", "--digest=abc", "--workers=1"} <= set(arguments)
+    assert arguments[arguments.index("--keep") + 1 :][:2] == ["id", "day"]
 
 
 # What a user is told

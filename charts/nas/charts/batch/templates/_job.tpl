@@ -10,6 +10,11 @@ podFailurePolicy:
       onPodConditions:
         - type: DisruptionTarget
           status: "True"
+    - action: FailJob  # wrong options, or an input or a folder that is refused: trying again can't help
+      onExitCodes:
+        containerName: batch
+        operator: In
+        values: [2, 3]
 template:
   metadata: {{- include "nas.podMetadata" (list . .Values) | nindent 4 }}
   spec:
@@ -29,15 +34,32 @@ template:
           - --model={{ .Values.global.model }}
           - --input
           {{- range .Values.inputs }}
-          - {{ . }}
+          - {{ . | quote }}
           {{- end }}
-          - --output=/output/{{ .Values.global.model }}/predictions
+          - --format={{ .Values.format }}
+          {{- if .Values.probabilities }}
+          - --probabilities
+          {{- end }}
+          {{- with .Values.keep }}
+          - --keep
+          {{- range . }}
+          - {{ . | quote }}
+          {{- end }}
+          {{- end }}
+          - --on-error={{ .Values.onError }}
           - --print={{ int .Values.print }}
           {{- with .Values.digest }}
           - --digest={{ . }}
           {{- end }}
+          - --wait={{ int .Values.waitForModel }}
+          - --workers=1
           {{- if gt (int .Values.shards) 1 }}
           - --shards={{ int .Values.shards }}
           - --shard-index=$(JOB_COMPLETION_INDEX)
           {{- end }}
+{{- end }}
+
+{{/* Of what the Job is and how often it is asked for: in its name and in its output's. */}}
+{{- define "batch.hash" -}}
+{{ printf "%s run %d" (include "batch.spec" .) (int .Values.run) | sha256sum | trunc 8 }}
 {{- end }}

@@ -1,0 +1,382 @@
+"""A job: its plan, its shards, and its end. Any number of processes may work on one; each may be killed anywhere.
+
+OUTPUT/_plan.json                         what is scored and how: written first, by one process, for all
+OUTPUT/part-00002-of-00008.parquet        a shard, there when it is whole
+OUTPUT/_skipped-00002-of-00008.jsonl      the rows it left out, if any
+OUTPUT/_metrics.json, _confusion.png      with labels
+OUTPUT/_timing.json                       the only file that differs when a job is run again
+OUTPUT/_SUCCESS                           written last
+OUTPUT/_work/                             records, locks and unfinished files until then
+"""
+
+import contextlib
+import hashlib
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from inputs import BadRow, Chunk, InputError, Mark, Source, Wanted, expand, read, readable, source
+from modelkit import artifact, cpus, files
+from outputs import measures, picture, writer
+
+BATCH = 256  # rows onnxruntime gets at once: more don't fit the cache. The same everywhere, for the same bytes
+SHARD_ROWS = 2**18  # of a shard where their number isn't given
+QUIET = 10.0  # seconds between two lines of progress
+PLAN, SUCCESS, WORK = "_plan.json", "_SUCCESS", "_work"
+
+
+class JobError(Exception):
+    """A folder that holds another job's output."""
+
+
+class Request(msgspec.Struct, frozen=True):
+    """What is asked for; `shards` 0: as many as the rows need. A plan is found again by it."""
+
+    model: str
+    inputs: list[str]
+    format: str
+    probabilities: bool
+    keep: list[str]
+    on_error: str
+    shards: int
+
+
+class Pin(msgspec.Struct, frozen=True):
+    """A file as it was when the job began."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    sha256: str
+
+    def check(self) -> None:
+        """Raises InputError when the file has changed since."""
+        with contextlib.suppress(FileNotFoundError):
+            now = Path(self.path).stat()
+            if (now.st_size, now.st_mtime_ns) == (self.size, self.mtime_ns):
+                return
+        raise InputError(f"{self.path} has changed since the job began: put it back, or give another --output")
+
+
+class Input(msgspec.Struct, frozen=True):
+    """A file of rows, the file of its labels if there is one, and where its rows are."""
+
+    file: Pin
+    labels: Pin | None
+    rows: int
+    marks: list[Mark]
+
+
+class Plan(msgspec.Struct, frozen=True):
+    request: Request
+    digest: str
+    inputs: list[Input]
+    shards: int
+
+    @property
+    def rows(self) -> int:
+        return sum(part.rows for part in self.inputs)
+
+    def parts(self, shard: int) -> Iterator[tuple[int, int, int, int]]:
+        """Of a shard: input, the rows start to stop of it, and the number that its first row has in the output."""
+        low, high = self.rows * shard // self.shards, self.rows * (shard + 1) // self.shards
+        before = 0
+        for number, part in enumerate(self.inputs):
+            start, stop = max(low - before, 0), min(high - before, part.rows)
+            if start < stop:
+                yield number, start, stop, before
+            before += part.rows
+
+
+class Record(msgspec.Struct, frozen=True):
+    """A shard that is done: bad rows left out, and counts of the others [label, predicted], unlabelled ones last."""
+
+    skipped: int
+    counts: list[list[int]]
+    began: float
+    seconds: float
+    host: str
+
+
+class Job:
+    """A plan, the folder of its output, and the model that the plan names."""
+
+    def __init__(self, output: Path, plan: Plan, model: artifact.Model) -> None:
+        self.output, self.plan, self.model = output, plan, model
+        manifest = model.manifest
+        self._wanted = Wanted(manifest.input, manifest.classes, plan.request.keep)
+        self._sources: dict[int, Source] = {}
+
+    def done(self, shard: int) -> Record | None:
+        """The record of a shard that is whole."""
+        with contextlib.suppress(FileNotFoundError):
+            return msgspec.json.decode((self.output / WORK / f"{shard:05}.json").read_bytes(), type=Record)
+        return None
+
+    def work(self, mine: range, show: int) -> None:
+        """Score the shards that no process has scored or is scoring, then those whose process was killed meanwhile.
+
+        Prints the predictions of the rows below `show`. Raises InputError, OSError, LockError.
+        """
+        for wait in (0.0, -1.0):
+            for shard in mine:
+                try:
+                    if not self._over(shard):
+                        with files.locked(self.output / WORK / f"{shard:05}.lock", wait):
+                            if not self._over(shard):
+                                self._score(shard, show)
+                except files.LockError:
+                    if wait:
+                        raise
+                except FileNotFoundError:
+                    if not finished(self.output):  # then another process has just tidied up
+                        raise
+
+    def finish(self) -> bool:
+        """Write what tells of the whole job, and _SUCCESS, when all shards are done. Whether they are."""
+        with files.locked(self.output / ".lock"):
+            if finished(self.output):
+                return True
+            records = [record for shard in range(self.plan.shards) if (record := self.done(shard))]
+            if len(records) < self.plan.shards:
+                return False
+            self._check(range(len(self.plan.inputs)))
+            self._tell(records)
+            _tidy(self.output)
+            return True
+
+    def _over(self, shard: int) -> bool:
+        return bool(self.done(shard)) or finished(self.output)
+
+    def _name(self, shard: int) -> str:
+        return f"{shard:05}-of-{self.plan.shards:05}"
+
+    def _check(self, numbers: Any) -> None:
+        for number in numbers:
+            for pin in (self.plan.inputs[number].file, self.plan.inputs[number].labels):
+                if pin:
+                    pin.check()
+
+    def _open(self, number: int) -> Source:
+        """An input, opened once: a .gz is then read on from where the shard before ended."""
+        if number not in self._sources:
+            self._sources[number] = source(Path(self.plan.inputs[number].file.path), self._wanted)
+        return self._sources[number]
+
+    def _chunks(self, shard: int) -> Iterator[tuple[int, Chunk]]:
+        for number, start, stop, before in self.plan.parts(shard):
+            part = self.plan.inputs[number]
+            for chunk in read(self._open(number), Path(part.file.path), start, stop, part.marks):
+                yield before, chunk
+
+    def _score(self, shard: int, show: int) -> None:
+        """Score a shard, and commit it by renaming: what it left out, itself, and then its record."""
+        began, told = time.time(), time.monotonic()
+        request, classes, name, work = self.plan.request, self._wanted.classes, self._name(shard), self.output / WORK
+        numbers = [number for number, *_ in self.plan.parts(shard)]
+        self._check(numbers)
+        part, skipped = work / f"{shard:05}.part", work / f"{shard:05}.skipped"
+        counts = np.zeros((len(classes) + 1, len(classes)), np.int64)
+        bad = 0
+        with part.open("wb") as file, skipped.open("wb") as left:
+            kept = self._open(0).kept_types() if request.keep else {}
+            with contextlib.closing(writer(request.format, file, classes, request.probabilities, kept)) as out:
+                for before, chunk in self._chunks(shard):
+                    if chunk.bad:
+                        _leave_out(chunk.bad, request.on_error, left)
+                        bad += len(chunk.bad)
+                    if not len(chunk.rows):
+                        continue
+                    spans = range(0, len(chunk.rows), BATCH)
+                    probabilities = np.concatenate([self.model.predict(chunk.rows[i : i + BATCH]) for i in spans])
+                    best, row = probabilities.argmax(axis=1), chunk.numbers + before
+                    out.write(row, best, probabilities, chunk.kept)
+                    if row[0] < show:
+                        _show(row, best, classes, show)
+                    pairs = chunk.labels % len(counts) * len(classes) + best  # UNLABELLED is the last
+                    counts += np.bincount(pairs, minlength=counts.size).reshape(counts.shape)
+                    if time.monotonic() - told > QUIET:
+                        told, rows = time.monotonic(), int(counts.sum())
+                        print(f"shard {shard}: {rows} rows, {rows / (time.time() - began):.0f} rows/s", flush=True)
+            for written in (file, left):
+                written.flush()
+                os.fsync(written.fileno())
+        self._check(numbers)
+        if bad:
+            skipped.replace(self.output / f"_skipped-{name}.jsonl")
+        part.replace(self.output / f"part-{name}.{request.format}")
+        files.sync_folder(self.output)
+        rows, seconds = int(counts.sum()), time.time() - began
+        record = Record(bad, counts.tolist(), began, seconds, platform.node())
+        files.write(work / f"{shard:05}.json", msgspec.json.encode(record))
+        done = sum(1 for other in range(self.plan.shards) if (work / f"{other:05}.json").exists())
+        left_out = f", {bad} bad ones left out" if bad else ""
+        print(
+            f"shard {shard}: {rows} rows{left_out} in {seconds:.2f} s ({rows / seconds:.0f} rows/s), "
+            f"{done} of {self.plan.shards} shards done",
+            flush=True,
+        )
+
+    def _tell(self, records: list[Record]) -> None:
+        plan, classes, output = self.plan, self._wanted.classes, self.output
+        counts = np.sum([record.counts for record in records], axis=0)
+        confusion, rows = counts[:-1], int(counts.sum())
+        success: dict[str, Any] = {
+            "model": plan.request.model,
+            "digest": plan.digest,
+            "inputs": [
+                {"path": part.file.path, "sha256": part.file.sha256, "rows": part.rows}
+                | ({"labels": part.labels.path, "labels_sha256": part.labels.sha256} if part.labels else {})
+                for part in plan.inputs
+            ],
+            "format": plan.request.format,
+            "shards": plan.shards,
+            "rows": rows,
+            "skipped": sum(record.skipped for record in records),
+            "classes": dict(zip(classes, counts.sum(axis=0).tolist(), strict=True)),
+        }
+        if confusion.any():
+            found = measures(confusion, classes)
+            success |= {"labelled": found["rows"], "accuracy": found["accuracy"]}
+            title = f"{plan.request.model} {plan.digest[:12]}: accuracy {found['accuracy']:.4f} of {found['rows']} rows"
+            _put(output, "_metrics.json", _json(found))
+            _put(output, "_confusion.png", picture(confusion, classes, title))
+        began, ended = min(r.began for r in records), max(r.began + r.seconds for r in records)
+        timing = {
+            "began": began,
+            "ended": ended,
+            "seconds": ended - began,
+            "rows_per_second": rows / max(ended - began, 1e-9),
+            "shards": [
+                {"rows": int(np.sum(r.counts)), "began": r.began, "seconds": r.seconds, "host": r.host} for r in records
+            ],
+        }
+        _put(output, "_timing.json", _json(timing))
+        _put(output, SUCCESS, _json(success))
+
+
+def finished(output: Path) -> bool:
+    return (output / SUCCESS).exists()
+
+
+def begin(
+    output: Path, request: Request, digest: str | None, load: Callable[[str | None], artifact.Model]
+) -> Job | None:
+    """Take up the job in a folder, or plan it there; None when it is complete already.
+
+    `load` gives the model of a digest, for None the current one. Raises JobError when the folder has another job's
+    output, InputError, OSError, LockError.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    with files.locked(output / ".lock"):
+        complete = finished(output)
+        try:
+            plan = msgspec.json.decode((output / PLAN).read_bytes(), type=Plan)
+        except FileNotFoundError:
+            if left := sorted(path.name for path in output.iterdir() if path.name not in (".lock", WORK)):
+                raise JobError(f"{output} holds something else ({left[0]}): give another --output") from None
+            (output / WORK).mkdir(exist_ok=True)
+            model = load(digest)
+            plan = _plan(request, model)
+            _put(output, PLAN, _json(plan))
+            print(f"planned   {plan.rows} rows, {len(plan.inputs)} files, {plan.shards} shards", flush=True)
+            return Job(output, plan, model)
+        except msgspec.DecodeError as error:
+            raise JobError(f"{output / PLAN} is damaged ({error}): remove {output}") from error
+        differs = [
+            f"{name} {held}, not {asked}"
+            for name in Request.__struct_fields__
+            if (held := getattr(plan.request, name)) != (asked := getattr(request, name))
+        ]
+        if digest and not plan.digest.startswith(digest):
+            differs.append(f"version {plan.digest[:12]}, not {digest[:12]}")
+        if differs:
+            raise JobError(f"{output} is another job's ({'; '.join(differs)}): give another --output")
+        for part in plan.inputs:
+            if not complete or Path(part.file.path).exists():
+                part.file.check()
+        if complete:
+            _tidy(output)
+            return None
+    return Job(output, plan, load(plan.digest))
+
+
+def summary(output: Path) -> str:
+    """What _SUCCESS and _timing.json say, for a person."""
+    done, timing = (msgspec.json.decode((output / name).read_bytes()) for name in (SUCCESS, "_timing.json"))
+    lines = [f"scored    {done['rows']} rows in {timing['seconds']:.2f} s ({timing['rows_per_second']:.0f} rows/s)"]
+    if done["skipped"]:
+        lines.append(f"left out  {done['skipped']} bad rows: see {output}/_skipped-*.jsonl")
+    lines.append(f"classes   {', '.join(f'{name}: {count}' for name, count in done['classes'].items())}")
+    if done.get("labelled"):
+        lines.append(f"accuracy  {done['accuracy']:.4f} of {done['labelled']} labelled rows")
+    return "\n".join([*lines, f"model     {done['model']} {done['digest']}", f"output    {output}"])
+
+
+def _plan(request: Request, model: artifact.Model) -> Plan:
+    paths = expand(request.inputs)
+    wanted = Wanted(model.manifest.input, model.manifest.classes, request.keep)
+    with ThreadPoolExecutor(cpus()) as pool:  # digests, of several files at a time
+        inputs = list(pool.map(lambda path: _input(path, wanted), paths))
+    rows = sum(part.rows for part in inputs)
+    if not rows:
+        raise InputError(f"there is no row in {', '.join(request.inputs)}")
+    return Plan(request, model.manifest.digest, inputs, request.shards or -(-rows // SHARD_ROWS))
+
+
+def _input(path: Path, wanted: Wanted) -> Input:
+    file = _pin(path)
+    opened = source(path, wanted)
+    with readable(path):
+        rows, marks = opened.survey()
+    file.check()
+    return Input(file, _pin(opened.beside) if opened.beside else None, rows, marks)
+
+
+def _pin(path: Path) -> Pin:
+    try:
+        with path.open("rb") as file:
+            found = os.fstat(file.fileno())
+            return Pin(str(path), found.st_size, found.st_mtime_ns, hashlib.file_digest(file, "sha256").hexdigest())
+    except OSError as error:
+        raise InputError(f"{path} can't be read: {error.strerror}") from error
+
+
+def _put(output: Path, name: str, data: bytes) -> None:
+    """Write a file of the output by way of _work, so that a kill leaves nothing unfinished beside it."""
+    files.write(output / WORK / name, data)
+    (output / WORK / name).replace(output / name)
+    files.sync_folder(output)
+
+
+def _tidy(output: Path) -> None:
+    """Remove _work, at once for a process that is about to look into it."""
+    with contextlib.suppress(FileNotFoundError):
+        (output / WORK).rename(output / "._work")
+    shutil.rmtree(output / "._work", ignore_errors=True)
+
+
+def _leave_out(bad: list[BadRow], on_error: str, file: Any) -> None:
+    if on_error == "fail":
+        first = bad[0]
+        place = f"line {first.line}" if first.line else f"row {first.row}"
+        raise InputError(f"{first.file} {place}: {first.reason}; --on-error skip leaves such rows out")
+    file.write(msgspec.json.Encoder().encode_lines(row._asdict() for row in bad))
+
+
+def _show(numbers: Any, best: Any, classes: list[str], show: int) -> None:
+    for number, k in zip(numbers.tolist(), best.tolist(), strict=True):
+        if number < show:
+            name = f" ({classes[k]})" if classes[k] != str(k) else ""
+            print(f"Sample {number}: predicted class = {k}{name}", flush=True)
+
+
+def _json(value: Any) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(value), indent=2)
