@@ -64,7 +64,7 @@ def test_a_search_leaves_a_promoted_model_and_says_what_to_type_next(
     assert [line for line in lines if line.startswith("model ") and f"{current[:12]} promoted" in line]
     assert [line for line in lines if line.startswith("epochs ") and "of at most 100" in line]
     assert "next    make serve MODEL=iris" in lines
-    assert sum("trial 1/2" in line for line in lines) == 2
+    assert sum("trial 1/2" in line for line in lines) >= 2  # a slow machine hears of it in between
 
 
 @pytest.mark.usefixtures("searched")

@@ -1,3 +1,4 @@
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -6,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from modelkit import artifact, files, store
-from modelkit.store import Store
+from modelkit.store import Gate, Store
 
 Folder = Callable[..., Path]
 
@@ -39,19 +40,82 @@ def test_a_model_no_better_than_the_current_one_is_kept_where_it_is(home: Store,
 
 def test_a_gain_below_the_minimum_promotes_nothing(home: Store, trial_folder: Folder) -> None:
     home.offer(trial_folder("a", 0.80))
-    assert home.offer(trial_folder("b", 0.805), min_improvement=0.01).event == "kept"
-    assert home.offer(trial_folder("c", 0.81), min_improvement=0.01).event == "promoted"
+    assert home.offer(trial_folder("b", 0.805), Gate(min_improvement=0.01)).event == "kept"
+    assert home.offer(trial_folder("c", 0.81), Gate(min_improvement=0.01)).event == "promoted"
+
+
+def outcomes(right: int) -> artifact.Outcomes:
+    return artifact.Outcomes.of(np.arange(1000) < right)
+
+
+def test_against_another_searchs_model_a_gain_that_may_be_luck_promotes_nothing(
+    home: Store, trial_folder: Folder
+) -> None:
+    home.offer(trial_folder("a", 0.800))
+    unsure = home.offer(trial_folder("b", 0.803, experiment="other"))
+    assert (unsure.event, unsure.p_value) == ("kept", 0.125)
+    assert unsure.reason == "the gain may be luck (p = 0.12, above 0.05)"
+    assert (unsure.accuracy, unsure.current_accuracy) == (0.803, 0.8)
+    sure = home.offer(trial_folder("c", 0.805, experiment="other"))
+    assert (sure.event, sure.p_value) == ("promoted", 1 / 32)
+
+
+def test_within_a_search_the_best_so_far_is_promoted_without_a_test(home: Store, trial_folder: Folder) -> None:
+    home.offer(trial_folder("a", 0.800))
+    event = home.offer(trial_folder("b", 0.801))
+    assert (event.event, event.p_value) == ("promoted", None)
+
+
+def test_the_level_of_the_test_is_the_searchs(home: Store, trial_folder: Folder) -> None:
+    home.offer(trial_folder("a", 0.8))
+    assert home.offer(trial_folder("b", 0.801, experiment="other"), Gate(significance=1)).event == "promoted"
+
+
+def test_equally_good_models_pass_the_paired_test_at_most_as_often_as_its_level_says() -> None:
+    random, level, rows, pairs = np.random.default_rng(5), 0.05, 1000, 400
+    passed = 0
+    for _ in range(pairs):
+        hard = random.random(rows) < 0.3  # rows on which both models guess; they agree on all others
+        one, other = (np.where(hard, random.random(rows) < 0.5, True) for _ in range(2))
+        passed += artifact.Outcomes.of(one).chance(artifact.Outcomes.of(other)) <= level
+    assert passed / pairs <= level + 2 * (level * (1 - level) / pairs) ** 0.5
+
+
+def test_outcomes_on_other_rows_can_not_be_compared() -> None:
+    with pytest.raises(artifact.ArtifactError, match="on 10 and on 1000 rows"):
+        artifact.Outcomes.of(np.ones(10, bool)).chance(outcomes(800))
+
+
+def test_a_model_that_does_not_answer_is_refused(
+    home: Store, trial_folder: Folder, onnx: Callable[..., bytes]
+) -> None:
+    huge = onnx(layers=[(np.full((2, 2), 3e38), np.zeros(2))] * 2)  # its sums overflow
+    assert home.offer(trial_folder("a", 0.9, data=huge)).event == "refused"
+    assert "doesn't answer with 2 probabilities" in home.history()[-1].reason
+
+
+def test_lineage_goes_back_to_the_first_ancestor(home: Store, trial_folder: Folder) -> None:
+    digests = [home.offer(trial_folder(name, accuracy)).digest for name, accuracy in (("a", 0.8), ("b", 0.9))]
+    assert [entry.manifest.digest for entry in home.lineage()] == digests[::-1]
+    assert [entry.manifest.trial for entry in home.lineage(digests[0][:8])] == ["a"]
+
+
+def test_lineage_ends_where_an_ancestor_is_gone(home: Store, trial_folder: Folder) -> None:
+    first = home.offer(trial_folder("a", 0.8)).digest
+    home.offer(trial_folder("b", 0.9))
+    shutil.rmtree(home.version(first))
+    assert home.lineage()[-1] == first
 
 
 def test_the_manual_policy_only_records(home: Store, trial_folder: Folder) -> None:
-    assert home.offer(trial_folder("a", 0.8), policy="manual").event == "recorded"
+    assert home.offer(trial_folder("a", 0.8), Gate("manual")).event == "recorded"
     assert home.current() is None
 
 
 def test_models_measured_on_other_data_are_compared_on_the_challengers(home: Store, trial_folder: Folder) -> None:
     home.offer(trial_folder("a", 0.99, data_digest="e" * 64))
     assert home.offer(trial_folder("b", 0.9)).event == "refused"
-    ground = store.Ground("d" * 64, lambda _: 0.85)
+    ground = store.Ground("d" * 64, lambda _: outcomes(850))
     event = home.offer(trial_folder("c", 0.9), ground=ground)
     assert (event.event, event.current_accuracy) == ("promoted", 0.85)
 
