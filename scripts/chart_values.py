@@ -5,6 +5,7 @@ Usage: python scripts/chart_values.py [--check]     --check only says which are 
 
 import copy
 import json
+import re
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ def source() -> Schema:
         whole["properties"][part] = yaml.safe_load((CHART / "charts" / part / "schema.yaml").read_text())
     resolved: Schema = _resolved(whole, definitions)
     for part in PARTS:
-        resolved["properties"][part]["properties"]["global"] = {}  # Helm hands it to every subchart
+        resolved["properties"][part]["properties"]["global"] = {"$ref": "#/properties/global"}  # every subchart gets it
     return {"$schema": "http://json-schema.org/draft-07/schema#", "title": "Values of the chart nas", **resolved}
 
 
@@ -46,16 +47,33 @@ def _resolved(node: Any, definitions: Schema) -> Any:
     result = {key: _resolved(value, definitions) if key != "default" else value for key, value in node.items()}
     if result.get("type") == "object" and not is_open:
         result.setdefault("additionalProperties", False)
-    if "default" in result and result.get("type") in ("object", "array", "string"):
+    if isinstance(values := result.get("additionalProperties"), dict):
+        for item in (values, *values.get("properties", {}).values()):
+            _allow_null(item)
+    if "default" in result and _may_be_empty(result):
         _allow_null(result)
-        items = result.get("additionalProperties")
-        if isinstance(items, dict) and items.get("type") != "string":
-            _allow_null(items)
+    if needed := [name for name, inner in branches(result) if not _takes_null(inner)]:
+        result["required"] = needed  # by null, Helm takes the key itself away
     return result
 
 
+def _may_be_empty(node: Schema) -> bool:
+    """Whether null, which takes a default away as Helm's users know it, means the same as an empty value."""
+    match node.get("type"):
+        case "object":
+            return node["default"] == {} or isinstance(node.get("additionalProperties"), dict)
+        case "array":
+            return "minItems" not in node
+        case "string":
+            return "minLength" not in node and re.search(node.get("pattern", ""), "") is not None
+    return False
+
+
+def _takes_null(node: Schema) -> bool:
+    return None in node.get("enum", []) or "null" in node.get("type", [])
+
+
 def _allow_null(node: Schema) -> None:
-    """null takes a default away, as Helm's users know it."""
     if "enum" in node:
         node["enum"] = [*node["enum"], None]
     else:

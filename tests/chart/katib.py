@@ -77,12 +77,17 @@ def _trial_template(spec: Object) -> Iterator[str]:
         yield "neither or both of trialSpec and configMap"
     if not template.get("primaryContainerName") or not isinstance(template.get("trialParameters"), list):
         yield "no primaryContainerName or no trialParameters"
+    for key in ("name", "reference"):
+        entries = [parameter[key] for parameter in template["trialParameters"]]
+        if len(set(entries)) < len(entries):
+            yield f"a {key} twice"
     references = [parameter["reference"] for parameter in template["trialParameters"]]
-    if len(set(references)) < len(references):
-        yield "a reference twice"
     known = {parameter["name"] for parameter in spec.get("parameters", [])}
     yield from (f"reference {r}" for r in references if known and r not in known and not META.match(r))
     trial = template.get("trialSpec")
+    told = template.get("successCondition") and template.get("failureCondition")
+    if (trial or {}).get("kind") not in KINDS_KATIB_KNOWS and not told:
+        yield "no conditions for a ConfigMap or a kind that Katib doesn't know"
     if trial is None:
         return
     used = set(re.findall(r"\$\{trialParameters\.([^}]+)\}", str(trial)))
@@ -90,10 +95,6 @@ def _trial_template(spec: Object) -> Iterator[str]:
         yield "trialParameters and what the trialSpec uses differ"
     if not trial.get("apiVersion") or not trial.get("kind") or {"name", "namespace"} & set(trial.get("metadata", {})):
         yield "apiVersion, kind or metadata of the trialSpec"
-    if trial["kind"] not in KINDS_KATIB_KNOWS and not (
-        template.get("successCondition") and template.get("failureCondition")
-    ):
-        yield "no conditions for a kind that Katib doesn't know"
     if trial["kind"] == "Job":
         yield from (f"empty {path}" for path in empties(trial))
 
@@ -101,6 +102,12 @@ def _trial_template(spec: Object) -> Iterator[str]:
 def _collector(collector: Object) -> Iterator[str]:
     kind, source = collector.get("collector", {}).get("kind", "StdOut"), collector.get("source", {})
     path, formats = source.get("fileSystemPath", {}), source.get("filter", {}).get("metricsFormat", [])
+    if kind == "None":
+        yield "a collector that Katib has no more"
+    if kind == "File" and path.get("kind", "File") != "File":
+        yield "a File that isn't a file"
+    if kind == "PrometheusMetric" and not source.get("httpGet", {}).get("path", "/").startswith("/"):
+        yield "a path that isn't one"
     if kind == "File" and path.get("format") == "JSON" and "filter" in source:
         yield "a filter on a JSON file"
     if kind == "TensorFlowEvent" and ("format" in path or path.get("kind", "Directory") != "Directory"):

@@ -121,7 +121,17 @@ CASES: list[tuple[str | Object, list[str], str]] = [
     ("iris", ["experiment.algorithm.name=magic"], "experiment.algorithm.name magic is none of Katib's"),
     ("iris", ["experiment.algorithm.name=enas"], "experiment.algorithm.name enas searches architectures"),
     ({"experiment": {**trial()["experiment"], **NAS}}, [], "experiment.nasConfig and experiment.parameters are both"),
-    ("iris", ["experiment.algorithm.name=hyperband"], "algorithm hyperband needs experiment.algorithm.settings.eta"),
+    ("iris", ["experiment.algorithm.name=hyperband"], "algorithm hyperband needs experiment.algorithm.settings.r_l"),
+    (
+        "iris",
+        ["experiment.algorithm.name=hyperband", "experiment.algorithm.settings.resource_name=epochs"],
+        "algorithm hyperband spends the parameter that experiment.algorithm.settings.resource_name names, and there is",
+    ),
+    (
+        "iris",
+        [f"experiment.algorithm.{s}" for s in ("name=hyperband", "settings.resource_name=units", "settings.r_l=9")],
+        "algorithm hyperband starts a bracket of 9 trials at a time, and experiment.parallelTrials is 3",
+    ),
     (trial(), ["experiment.algorithm.name=cmaes"], "algorithm cmaes needs at least two parameters"),
     ("iris", ["experiment.algorithm.name=grid"], "algorithm grid needs a step for the double lr"),
     # stopping and metrics
@@ -182,7 +192,43 @@ CASES: list[tuple[str | Object, list[str], str]] = [
         ["experiment.parameters.lr.type=categorical", "experiment.parameters.lr.list={a}"],
         "experiment.parameters.lr is categorical and has min, max or step",
     ),
+    (
+        "iris",
+        [f"experiment.parameters.trialName.{s}" for s in ("type=int", "min=1", "max=2")],
+        "experiment.parameters.trialName takes a name by which trials are told where to write",
+    ),
+    (
+        "iris",
+        ["experiment.metricsCollector.kind=File", "experiment.metricsCollector.source.fileSystemPath.kind=Directory"],
+        "experiment.metricsCollector.kind is File, but source.fileSystemPath.kind is Directory",
+    ),
+    (
+        "iris",
+        ["experiment.metricsCollector.source.httpGet.path=metrics"],
+        "experiment.metricsCollector.source.httpGet.path (metrics) must start with a slash",
+    ),
     # the trial
+    (
+        "iris",
+        ["experiment.trialTemplate.trialParameters.lr.reference=lr"],
+        "experiment.trialTemplate.trialParameters belong to a trialSpec or a configMap of your own",
+    ),
+    (
+        "iris",
+        [f"experiment.trialTemplate.configMap.{key}=c" for key in ("configMapName", "configMapNamespace")],
+        "experiment.trialTemplate.configMap: Katib doesn't look into it to tell when a trial is done",
+    ),
+    (trial(spec=job(env=[])), [], "experiment.trialTemplate.trialSpec.spec.template.spec.containers[0].env is empty"),
+    (
+        trial(kind="PyTorchJob", apiVersion="kubeflow.org/v1", spec={"pytorchReplicaSpecs": {}}),
+        [],
+        "experiment.trialTemplate.trialSpec has no container named trial",
+    ),
+    (
+        trial(spec=job(args=["${trialParameters.a}"])),
+        ["experiment.trialTemplate.trialParameters.a.reference=${trialSpec.Nmae}"],
+        "experiment.trialTemplate.trialParameters.a refers to ${trialSpec.Nmae}, which is no parameter of the search",
+    ),
     ("iris", ["experiment.trainer.image.repository="], "experiment.trainer.image.repository is empty"),
     (
         trial(),
@@ -230,10 +276,18 @@ def test_values_that_can_not_work_are_refused_in_a_sentence(
 
 @pytest.mark.parametrize(
     ("release", "sentence"),
-    [("a" * 32, "has more than 31 characters"), ("1st", "starts with a digit, and Katib wants a letter")],
+    [("a" * 32, "has more than 31 characters"), ("my.nas", "isn't letters, digits and hyphens with a letter first")],
 )
 def test_a_release_name_that_katib_would_not_take_is_refused(release: str, sentence: str) -> None:
     assert sentence in refusal(release=release)
+
+
+def test_what_is_the_trials_shells_is_left_to_it() -> None:
+    render(trial(spec=job(args=["${HOME}/x", "${trialParameters.lr}"])))
+
+
+def test_a_long_release_name_is_taken_where_the_search_has_a_name_of_its_own() -> None:
+    render("iris", "experiment.name=mine", release="a" * 40)
 
 
 def test_all_that_is_wrong_is_told_at_once() -> None:
@@ -245,7 +299,7 @@ def test_every_guard_has_a_case_here() -> None:
     source = (CHART / "templates/validate.yaml").read_text()
     sentences = re.findall(r'append \$errors (?:\(printf )?"((?:[^"\\]|\\.)*)"', source)
     said = [refusal(*settings, values=values) for values, settings, _ in CASES]
-    said += [refusal(release=release) for release in ("a" * 32, "1st")]
+    said += [refusal(release=release) for release in ("a" * 32, "my.nas")]
     patterns = [re.sub("%[a-z]", ".*", re.escape(sentence)) for sentence in sentences]
     untested = [p for p in patterns if not any(re.search(p, text) for text in said)]
     assert len(patterns) > 50
@@ -306,19 +360,22 @@ def test_a_namespace_without_katibs_label_is_told_the_command_that_sets_it(tmp_p
     assert "kubectl label namespace team katib.kubeflow.org/metrics-collector-injection=enabled" in said
 
 
+PASSED = 'no matches for kind "StatefulSet"'  # the guards let it pass: what follows is the test's API, which has few kinds
+
+
 def test_a_namespace_with_the_label_is_let_pass(tmp_path: Path) -> None:
-    assert "ERROR: " not in installed(tmp_path, [namespace("team")])
+    assert PASSED in installed(tmp_path, [namespace("team")])
 
 
 def test_serving_alone_needs_neither_katib_nor_its_label(tmp_path: Path) -> None:
     said = installed(tmp_path, [namespace("team", labelled=False)], "experiment.enabled=false", katib=False)
-    assert "ERROR: " not in said
+    assert PASSED in said
 
 
 def test_without_the_right_to_look_helm_names_the_switch_that_leaves_the_look_out(tmp_path: Path) -> None:
     there = [namespace("team", labelled=False)]
     assert "--set global.checkCluster=false leaves out" in installed(tmp_path, there, forbidden=True)
-    assert "checkCluster" not in installed(tmp_path, there, "global.checkCluster=false", forbidden=True)
+    assert PASSED in installed(tmp_path, there, "global.checkCluster=false", forbidden=True)
 
 
 def edited(folder: Path, *settings: str, status: Object, policy: str = "LongRunning") -> str:
@@ -342,10 +399,11 @@ GOAL = {"trials": 5, "conditions": [{"type": "Succeeded", "status": "True", "rea
         (["experiment.maxTrials=20"], RUNNING),
         (["experiment.parallelTrials=1"], RUNNING),
         (["experiment.maxTrials=20"], DONE),
+        (["experiment.maxTrials=null", "experiment.parallelTrials=2"], RUNNING),
     ],
 )
 def test_an_edit_that_katib_takes_is_let_pass(tmp_path: Path, settings: list[str], status: Object) -> None:
-    assert "ERROR: " not in edited(tmp_path, *settings, status=status)
+    assert PASSED in edited(tmp_path, *settings, status=status)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,12 @@
 """Every key of values.yaml is described, set in values/all-options.yaml and read by a template; and no other is."""
 
+import json
 import re
 from typing import Any
 
 import pytest
 import yaml
-from rendering import CHART, ROOT, Object
+from rendering import CHART, EVERYTHING, ROOT, Object, refusal, render
 
 VALUES: Object = yaml.safe_load((CHART / "values.yaml").read_text())
 # Maps whose keys are a user's own, Kubernetes' or Katib's: one value each.
@@ -66,3 +67,27 @@ def test_no_template_reads_a_value_that_is_not_declared(part: str) -> None:
     for path in own.glob("**/*.*"):
         for read in re.findall(r"\.Values\.([A-Za-z]+(?:\.[A-Za-z]+)*)", path.read_text()):
             assert {read, f"{part}.{read}"} & known, f"{path.name} reads .Values.{read}"
+
+
+def test_null_takes_a_default_away_or_is_refused_with_the_keys_name() -> None:
+    """Each null alone: a template that can't do without the key would break."""
+    allowed, refused = set(), set()
+    for key in sorted(keys(VALUES) | {".".join(key.split(".")[:-1]) for key in keys(VALUES)} - set(VALUES)):
+        needed = schema_of(key.rsplit(".", 1)[0]).get("required", [])
+        (refused if key.rsplit(".", 1)[1] in needed else allowed).add(key)
+    assert len(refused) > 30
+    assert len(allowed) > 60
+    groups: dict[str, list[str]] = {}
+    for key in sorted(allowed):
+        groups.setdefault(key.split(".")[0], []).append(f"{key}=null")
+    for settings in groups.values():
+        render("iris", *EVERYTHING, *settings, "experiment.trainer.image.repository=x")
+    said = refusal(*(f"{key}=null" for key in refused if not any(o != key and o.startswith(key) for o in refused)))
+    assert "missing propert" in said or "is required" in said
+
+
+def schema_of(path: str) -> Object:
+    node: Object = json.loads((CHART / "values.schema.json").read_text())
+    for key in path.split("."):
+        node = node["properties"][key]
+    return node

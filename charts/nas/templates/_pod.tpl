@@ -39,7 +39,7 @@ securityContext: {{- include "nas.securityContext" . | nindent 2 }}
 {{- with $root.Values.global.image.pullSecrets }}
 imagePullSecrets:
   {{- range . }}
-  - name: {{ . }}
+  - name: {{ . | quote }}
   {{- end }}
 {{- end }}
 {{- with include "nas.affinity" . | fromYaml }}
@@ -47,13 +47,13 @@ affinity: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- range $key := list "nodeSelector" "tolerations" "topologySpreadConstraints" "priorityClassName" "runtimeClassName" }}
 {{- with get $part $key }}
-{{ $key }}: {{- if kindIs "string" . }} {{ . }}{{ else }}{{ toYaml . | nindent 2 }}{{ end }}
+{{ $key }}: {{- if kindIs "string" . }} {{ . | quote }}{{ else }}{{ toYaml . | nindent 2 }}{{ end }}
 {{- end }}
 {{- end }}
 volumes:
   - name: models
     persistentVolumeClaim:
-      claimName: {{ include "nas.claim" $root }}
+      claimName: {{ include "nas.claim" $root | quote }}
   - name: tmp
     emptyDir: {sizeLimit: 1Gi}
   {{- range $name, $volume := $part.extraVolumes }}
@@ -78,7 +78,7 @@ volumes:
 {{- define "nas.container" -}}
 {{- $root := index . 0 -}}
 {{- $part := include "nas.compact" (index . 1) | fromJson -}}
-image: {{ include "nas.image" (list $root $part.image) }}
+image: {{ include "nas.image" (list $root $part.image) | quote }}
 imagePullPolicy: {{ $root.Values.global.image.pullPolicy }}
 securityContext:
   allowPrivilegeEscalation: false
@@ -107,7 +107,8 @@ volumeMounts:
   - name: tmp
     mountPath: /tmp
   {{- range $name, $volume := $part.extraVolumes }}
-  - {{- toYaml (merge (dict "name" $name) (omit $volume "source")) | nindent 4 }}
+  {{- $mount := omit $volume "source" (ternary "" "readOnly" ($volume.readOnly | default false)) }}
+  - {{- toYaml (merge (dict "name" $name) $mount) | nindent 4 }}
   {{- end }}
 {{- end }}
 

@@ -15,6 +15,7 @@ podFailurePolicy:
         containerName: batch
         operator: In
         values: [2, 3]
+      onPodConditions: []  # Kubernetes 1.28's schema asks for it
 template:
   metadata: {{- include "nas.podMetadata" (list . .Values) | nindent 4 }}
   spec:
@@ -31,7 +32,7 @@ template:
         command: [python3, /app/score.py]
         args:
           - --store=/model
-          - --model={{ .Values.global.model }}
+          - {{ printf "--model=%s" .Values.global.model | quote }}
           - --input
           {{- range .Values.inputs }}
           - {{ . | quote }}
@@ -61,5 +62,5 @@ template:
 
 {{/* Of what the Job is and how often it is asked for: in its name and in its output's. */}}
 {{- define "batch.hash" -}}
-{{ printf "%s run %d" (include "batch.spec" .) (int .Values.run) | sha256sum | trunc 8 }}
+{{ printf "%s run %d" (include "batch.spec" . | fromYaml | toJson) (int .Values.run) | sha256sum | trunc 8 }}
 {{- end }}

@@ -131,7 +131,7 @@ source: {{- toYaml . | nindent 2 }}
 {{- if not (or $spec $t.configMap) -}}
 {{- $spec = include "experiment.job" . | fromYaml -}}
 {{- end -}}
-primaryContainerName: {{ $t.primaryContainerName }}
+primaryContainerName: {{ $t.primaryContainerName | quote }}
 {{- with $t.primaryPodLabels }}
 primaryPodLabels: {{- toYaml . | nindent 2 }}
 {{- end }}
@@ -178,7 +178,7 @@ trialSpec: {{- toYaml $spec | nindent 2 }}
 {{- define "experiment.job" -}}
 {{- $root := .root -}}
 {{- $v := include "nas.compact" $root.Values | fromJson -}}
-{{- $args := merge (dict) ($v.trainer.args | default dict) (ternary (dict "seed" .seed) dict $v.seed) -}}
+{{- $args := merge (dict) ($v.trainer.args | default dict) (ternary (dict "seed" .seed) dict (and $v.seed (not (hasKey ($v.parameters | default dict) "seed")))) -}}
 {{- /* A manifest tells which image made its model. */ -}}
 {{- $image := dict "NAS_IMAGE" (include "nas.image" (list $root $v.trainer.image)) -}}
 {{- $trainer := merge (dict "extraEnv" (merge (dict) ($v.trainer.extraEnv | default dict) $image)) $v.trainer -}}
@@ -201,17 +201,17 @@ spec:
       {{- . | nindent 6 }}
       {{- end }}
       containers:
-        - name: {{ $v.trialTemplate.primaryContainerName }}
+        - name: {{ $v.trialTemplate.primaryContainerName | quote }}
           {{- include "nas.container" (list $root $trainer) | nindent 10 }}
           command: {{- toYaml $v.trainer.command | nindent 12 }}
           args:
             {{- range $name, $_ := $v.parameters }}
-            - --{{ $name }}=${trialParameters.{{ $name }}}
+            - {{ printf "--%s=${trialParameters.%s}" $name $name | quote }}
             {{- end }}
             {{- range $name, $value := $args }}
-            - --{{ $name }}={{ include "nas.text" $value }}
+            - {{ printf "--%s=%s" $name (include "nas.text" $value) | quote }}
             {{- end }}
-            - --export-path=/model/{{ $v.global.model }}/trials/{{ .name }}/${trialParameters.trialName}
+            - {{ printf "--export-path=/model/%s/trials/%s/${trialParameters.trialName}" $v.global.model .name | quote }}
 {{- end }}
 
 {{/*
@@ -227,7 +227,7 @@ its number of trials and its resumePolicy isn't Never.
 {{- $changed := list -}}
 {{- range $key, $count := $counts -}}
 {{- $new := get $.Values $key -}}
-{{- if and (not (kindIs "invalid" $new)) (ne (toString $count) (toString (int $new))) -}}
+{{- if ne (toString $count) (ternary "<nil>" (toString (int $new)) (kindIs "invalid" $new)) -}}
 {{- $changed = append $changed $key -}}
 {{- end -}}
 {{- end -}}
@@ -243,7 +243,7 @@ its number of trials and its resumePolicy isn't Never.
 - {{ printf "experiment.name %s belongs to another search, and Katib lets no one edit that: choose another name, or remove it (its models stay): %s" $name $mend | quote }}
 {{- else if and $changed $closed }}
 - {{ printf "the search %s is done and Katib doesn't go on with it, so that experiment.%s can't change: set it back, or ask for a new search with experiment.run." $name (join ", " $changed) | quote }}
-{{- else if and $changed (le (int $.Values.maxTrials) $trials) }}
+{{- else if and $changed (not (kindIs "invalid" $.Values.maxTrials)) (le (int $.Values.maxTrials) $trials) }}
 - {{ printf "the search %s has %d trials, and Katib changes nothing in it unless experiment.maxTrials (%d) is above that: raise it." $name $trials (int $.Values.maxTrials) | quote }}
 {{- end }}
 {{- end -}}
