@@ -200,7 +200,7 @@ def kills(home: Path, count: int) -> Iterator[str]:
         if (out / "_SUCCESS").exists():
             done, started = {f"{shard}" for shard in range(shards)}, set()
         start = time.time()
-        again = subprocess.run(command, capture_output=True, text=True, check=True)
+        again = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         scored = [line for line in again.stdout.splitlines() if line.startswith("shard ") and "shards done" in line]
         identical += contents(out) == expected
         before.append(len(done))
