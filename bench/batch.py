@@ -84,6 +84,7 @@ def promote(home: Path, name: str, takes: artifact.Input, layers: list[tuple[np.
         model=name, digest=artifact.digest(data), size=len(data), input=takes, classes=classes,
         metrics=artifact.Metrics(artifact.Scores(0.5, 0.5, 1, "holdout")), experiment="bench", trial="one",
         parameters={}, seed=0, epoch=1, epochs_run=1, data_digest="", versions={}, created="",
+        outcomes=artifact.Outcomes.of(np.ones(1, bool)),
     )  # fmt: skip
     artifact.save(folder, data, manifest)
     Store(home / "store", name).promote(manifest.digest)
