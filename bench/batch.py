@@ -84,6 +84,7 @@ def promote(home: Path, name: str, takes: artifact.Input, layers: list[tuple[np.
         model=name, digest=artifact.digest(data), size=len(data), input=takes, classes=classes,
         metrics=artifact.Metrics(artifact.Scores(0.5, 0.5, 1, "holdout")), experiment="bench", trial="one",
         parameters={}, seed=0, epoch=1, epochs_run=1, data_digest="", versions={}, created="",
+        outcomes=artifact.Outcomes.of(np.ones(1, bool)),
     )  # fmt: skip
     artifact.save(folder, data, manifest)
     Store(home / "store", name).promote(manifest.digest)
@@ -200,7 +201,7 @@ def kills(home: Path, count: int) -> Iterator[str]:
         if (out / "_SUCCESS").exists():
             done, started = {f"{shard}" for shard in range(shards)}, set()
         start = time.time()
-        again = subprocess.run(command, capture_output=True, text=True, check=True)
+        again = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         scored = [line for line in again.stdout.splitlines() if line.startswith("shard ") and "shards done" in line]
         identical += contents(out) == expected
         before.append(len(done))

@@ -167,7 +167,10 @@ class Job:
     def _open(self, number: int) -> Source:
         """An input, opened once: a .gz is then read on from where the shard before ended."""
         if number not in self._sources:
-            self._sources[number] = source(Path(self.plan.inputs[number].file.path), self._wanted)
+            path = Path(self.plan.inputs[number].file.path)
+            opened = self._sources[number] = source(path, self._wanted)
+            if self._wanted.keep and opened.kept_types() != (first := self._open(0).kept_types()):
+                raise InputError(f"{path}: {opened.kept_types()} to keep, but {first} in the first input")
         return self._sources[number]
 
     def _chunks(self, shard: int) -> Iterator[tuple[int, Chunk]]:

@@ -62,7 +62,7 @@ class _Parquet:
         types = [pa.int64(), pa.int32(), pa.dictionary(pa.int32(), pa.string())]
         types += [pa.float32()] * (len(names) - 3 - len(kept)) + list(kept.values())
         self._schema = pa.schema(list(zip(names, types, strict=True)))
-        self._classes, self._kept, self._rows = pa.array(classes, pa.string()), kept, 0
+        self._classes, self._rows = pa.array(classes, pa.string()), 0
         self._buffer: list[Any] = []
         # Every setting that shapes the file is fixed here; readers see a label as text.
         self._file = pq.ParquetWriter(
@@ -77,7 +77,7 @@ class _Parquet:
         columns = [pa.array(numbers), index, pa.DictionaryArray.from_arrays(index, self._classes)]
         if len(self._schema) > 3 + len(kept):
             columns += [pa.array(column) for column in np.ascontiguousarray(probabilities.T)]
-        columns += [column.cast(self._kept[name]) for name, column in kept.items()]
+        columns += list(kept.values())
         self._buffer.append(pa.table(columns, schema=self._schema))
         self._rows += len(numbers)
         while self._rows >= ROW_GROUP:

@@ -22,7 +22,7 @@ def write(kind: str, pieces: list[int]) -> bytes:
     for count in pieces:
         numbers = np.arange(first, first + count)
         yes = (numbers % 8 / 8).astype(np.float32)
-        kept = {"id": pa.array([f"{n}, a" for n in numbers]), "size": pa.array(numbers % 100)}
+        kept = {"id": pa.array([f"{n}, a" for n in numbers]), "size": pa.array(numbers % 100, pa.int16())}
         out.write(numbers, (yes > 0.5).astype(np.int64), np.stack([1 - yes, yes], axis=1), kept)
         first += count
     out.close()

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import models
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import score
@@ -118,6 +119,17 @@ def test_bad_rows_are_left_out_and_told_when_asked_for(
     ]
     assert success(place)["skipped"] == 2
     assert "left out  2 bad rows" in capsys.readouterr().out
+
+
+def test_a_kept_column_has_one_type_in_all_inputs(
+    place: Path, arguments: Arguments, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["sepal_length", "sepal_width", "petal_length", "petal_width"]
+    for file, value in (("a", 1), ("b", "one")):
+        table = pa.table({name: [1.0] for name in names} | {"id": [value]})
+        pq.write_table(table, place / f"{file}.parquet")
+    assert score.main(arguments("iris", "--input", place / "?.parquet", "--keep", "id")) == score.REFUSED
+    assert "b.parquet: {'id': DataType(string)} to keep, but {'id': DataType(int64)}" in capsys.readouterr().err
 
 
 def test_a_version_is_chosen_by_the_start_of_its_digest(
