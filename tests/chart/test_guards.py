@@ -360,7 +360,9 @@ def test_a_namespace_without_katibs_label_is_told_the_command_that_sets_it(tmp_p
     assert "kubectl label namespace team katib.kubeflow.org/metrics-collector-injection=enabled" in said
 
 
-PASSED = 'no matches for kind "StatefulSet"'  # the guards let it pass: what follows is the test's API, which has few kinds
+PASSED = (
+    'no matches for kind "StatefulSet"'  # the guards let it pass: what follows is the test's API, which has few kinds
+)
 
 
 def test_a_namespace_with_the_label_is_let_pass(tmp_path: Path) -> None:

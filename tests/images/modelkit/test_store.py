@@ -86,9 +86,7 @@ def test_outcomes_on_other_rows_can_not_be_compared() -> None:
         artifact.Outcomes.of(np.ones(10, bool)).chance(outcomes(800))
 
 
-def test_a_model_that_does_not_answer_is_refused(
-    home: Store, trial_folder: Folder, onnx: Callable[..., bytes]
-) -> None:
+def test_a_model_that_does_not_answer_is_refused(home: Store, trial_folder: Folder, onnx: Callable[..., bytes]) -> None:
     huge = onnx(layers=[(np.full((2, 2), 3e38), np.zeros(2))] * 2)  # its sums overflow
     assert home.offer(trial_folder("a", 0.9, data=huge)).event == "refused"
     assert "doesn't answer with 2 probabilities" in home.history()[-1].reason
