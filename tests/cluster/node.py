@@ -435,6 +435,7 @@ state = "/run/containerd"
             text = (HERE / "manifests" / manifest).read_text().replace("NODE_ADDRESS", self._address)
             self._kubectl("apply", "--server-side", "-f", self._write(manifest, text))
         self._spawn("provisioner", sys.executable, str(HERE / "provisioner.py"), str(admin), f"{folder}/volumes")
+        self._spawn("katib", sys.executable, str(HERE / "katib_standin.py"), str(admin))
 
     def _node_agents(self) -> None:
         folder, admin = self._folder, self._folder / "kubeconfig"
@@ -498,6 +499,7 @@ conntrack: {{maxPerCore: 0, min: 0}}
         self._await("kube-proxy", lambda: urllib.request.urlopen("http://127.0.0.1:10256/healthz").close())
         self._await("CoreDNS", lambda: urllib.request.urlopen("http://127.0.0.1:8181/ready").close())
         self._await("controllers", lambda: self._kubectl("get", "serviceaccount", "default"))
+        self._await("Katib's stand-in", lambda: self._kubectl("get", "mutatingwebhookconfiguration", "kubeflow.org"))
 
     def _write(self, name: str, text: str) -> str:
         path = self._folder / name
