@@ -412,7 +412,8 @@ def injected(request: Object) -> list[Object]:
     primary = next(c for c in spec["containers"] if c["name"] == trial["spec"]["primaryContainerName"])
     mount = {"name": "metrics-volume", "mountPath": str(Path(METRICS_FILE).parent)}
     objective = trial["spec"]["objective"]
-    rules = [";".join(map(str, r.values())) for r in trial["spec"].get("earlyStoppingRules", [])]
+    keys = ("name", "value", "comparison", "startStep")
+    rules = [";".join(str(rule[key]) for key in keys) for rule in trial["spec"].get("earlyStoppingRules", [])]
     filters = trial["spec"]["metricsCollector"].get("source", {}).get("filter", {}).get("metricsFormat", [])
     metrics = [objective["objectiveMetricName"], *objective.get("additionalMetricNames", [])]
     arguments = ["-t", jobs[0], "-m", ";".join(metrics), "-o-type", objective["type"]]

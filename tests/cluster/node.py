@@ -167,22 +167,23 @@ class Node:
     def down(self, *, wipe: bool = False) -> None:
         """Stop it if it runs, and remove what it leaves: cgroups, and all of its folder but images and logs."""
         with self._lock() as lock:
-            if not _locked(lock):
-                self._kill()
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            self._kill(alive=not _locked(lock))
+            fcntl.flock(lock, fcntl.LOCK_EX)
             self._sweep()
             if wipe:
                 shutil.rmtree(self.folder)
 
-    def _kill(self) -> None:
+    def _kill(self, alive: bool) -> None:
         """End its first process, with it all others, and wait until they and the link are gone."""
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ends already
-            pid, link = (self.folder / "running").read_text().split()
-            namespace = Path(f"/proc/{pid}/ns/pid_for_children").readlink()
-            os.kill(int(pid), signal.SIGKILL)
-            while _processes(namespace):
-                time.sleep(0.02)
-            subprocess.run(["ip", "link", "delete", link], capture_output=True, check=False)
+        if not (record := self.folder / "running").exists():
+            return
+        pid, namespace, link = record.read_text().split()
+        if alive:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+        while _processes(namespace):
+            time.sleep(0.02)
+        subprocess.run(["ip", "link", "delete", link], capture_output=True, check=False)
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[IO[str]]:
@@ -220,7 +221,8 @@ class Node:
             interface, (ours, theirs) = f"nas{index}", network.hosts()
             words = f"ip link add {interface} type veth peer name eth0 netns {pid}".split()
             if subprocess.run(words, capture_output=True, check=False).returncode == 0:
-                (self.folder / "running").write_text(f"{pid} {interface}")
+                namespace = Path(f"/proc/{pid}/ns/pid_for_children").readlink()
+                (self.folder / "running").write_text(f"{pid} {namespace} {interface}")
                 run(f"ip address add {ours}/30 dev {interface}".split())
                 run(f"ip link set {interface} up".split())
                 return str(theirs)
@@ -241,12 +243,12 @@ class Node:
         return f"nas-{self.name}"
 
 
-def _processes(namespace: Path) -> list[Path]:
+def _processes(namespace: str) -> list[Path]:
     """Those alive in a process namespace."""
     found = []
     for link in Path("/proc").glob("[0-9]*/ns/pid"):
         with contextlib.suppress(OSError):
-            if link.readlink() == namespace:
+            if str(link.readlink()) == namespace:
                 found.append(link)
     return found
 
