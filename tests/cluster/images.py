@@ -1,6 +1,6 @@
 """Container images without a registry: the project's Dockerfiles on a Debian made here, brought into a node.
 
-    images.py [NODE] [NAME…]    build the images of those names (all of images/) and import them
+    images.py [NODE] [NAME…]    build those images (all that the tests need) and import them
 
 Debian's packages and Python's come through the machine's own apt and pip settings, certificates included, which are
 mounted while an image is built and stay out of it.
@@ -16,8 +16,14 @@ from node import CACHE, Node, install, run, stage
 ROOT = Path(__file__).parents[2]
 NAMES = ("server", "iris-trainer", "batch")
 PACKAGES = {"buildah": "/usr/bin/buildah", "mmdebstrap": "/usr/bin/mmdebstrap"}
-SUITE, INCLUDE = "trixie", "python3,python3-pip,ca-certificates"
-BASE = "nas.test/base:" + hashlib.sha256(f"{SUITE} {INCLUDE}".encode()).hexdigest()[:12]
+DEBIAN = [
+    "--variant=minbase",
+    "--include=python3,python3-pip,ca-certificates",
+    *(f"--dpkgopt=path-exclude=/usr/share/{folder}/*" for folder in ("doc", "man", "info", "locale")),
+    "--keyring=/usr/share/keyrings/debian-archive-keyring.gpg",
+    "trixie",
+]
+BASE = "nas.test/base:" + hashlib.sha256(repr(DEBIAN).encode()).hexdigest()[:12]
 SETTINGS = {  # of the machine: where a build finds them
     Path("/etc/ssl/certs"): "/etc/ssl/certs",
     Path("/etc/pip.conf"): "/etc/pip.conf",
@@ -62,9 +68,7 @@ def reference(name: str) -> str:
 def _make_base() -> None:
     """A small Debian with Python and pip."""
     archive = CACHE / "base.tar"
-    exclude = "--dpkgopt=path-exclude=/usr/share/{doc,man,info,locale}/*"
-    keyring = "--keyring=/usr/share/keyrings/debian-archive-keyring.gpg"
-    run(["mmdebstrap", "--variant=minbase", f"--include={INCLUDE}", exclude, keyring, SUITE, str(archive)])
+    run(["mmdebstrap", *DEBIAN, str(archive)])
     container = run([*BUILDAH, "from", "scratch"]).strip()
     run([*BUILDAH, "add", "--quiet", container, str(archive), "/"])
     run([*BUILDAH, "commit", "--quiet", "--rm", container, BASE])

@@ -63,6 +63,8 @@ class Search:
     def look(self, manifest: Object) -> None:
         self.manifest, self.experiment = manifest, Experiment(manifest)
         self.status: Object = manifest.setdefault("status", {})
+        if completed(self.status) and not self._active and not self._resumes:
+            return
         before = json.dumps(self.status)
         if "startTime" not in self.status:
             self.status["startTime"] = now()
@@ -75,6 +77,18 @@ class Search:
             self._fill()
         if json.dumps(self.status) != before:
             self._save("experiments", manifest)
+
+    @property
+    def _active(self) -> int:
+        """Trials of the last count that hadn't ended."""
+        count: int = self.status.get("trialsRunning", 0) + self.status.get("trialsPending", 0)
+        return count
+
+    @property
+    def _resumes(self) -> bool:
+        """Whether a search that ended by its number of trials has been allowed more."""
+        more = self.experiment.max_trials > self.status.get("trials", 0)
+        return more and restartable(self.manifest)
 
     # The trials
 
@@ -173,9 +187,7 @@ class Search:
         ended = len(self.trials) - len(names.get("Running", [])) - len(names.get("Pending", []))
         active = len(self.trials) - ended
         if completed(self.status):
-            reason = next(c["reason"] for c in self.status["conditions"] if c["type"] in ("Succeeded", "Failed"))
-            resumes = self.manifest["spec"].get("resumePolicy") in ("LongRunning", "FromVolume")
-            if reason == "ExperimentMaxTrialsReached" and resumes and self.experiment.max_trials > len(self.trials):
+            if self._resumes:
                 self.status["conditions"] = [c for c in self.status["conditions"] if c["type"] != "Succeeded"]
                 condition(self.status, "Restarting", "ExperimentRestarting", "Experiment is restarted")
         elif self.experiment.reached(best):
@@ -325,6 +337,13 @@ def holds(status: Object, *kinds: str) -> bool:
     return any(c["type"] in kinds and c["status"] == "True" for c in status.get("conditions", []))
 
 
+def restartable(experiment: Object) -> bool:
+    conditions = experiment.get("status", {}).get("conditions", [])
+    policy = experiment["spec"].get("resumePolicy")
+    reasons = [c["reason"] for c in conditions if c["type"] == "Succeeded"]
+    return reasons == ["ExperimentMaxTrialsReached"] and policy in ("LongRunning", "FromVolume")
+
+
 def completed(experiment_status: Object) -> bool:
     return holds(experiment_status, "Succeeded", "Failed")
 
@@ -363,9 +382,7 @@ def refusal(request: Object) -> str | None:
     spec = experiment["spec"]
     if old and spec != old["spec"]:
         status = old.get("status", {})
-        reasons = [c["reason"] for c in status.get("conditions", []) if c["type"] == "Succeeded"]
-        resumes = old["spec"].get("resumePolicy") in ("LongRunning", "FromVolume")
-        if completed(status) and not (reasons == ["ExperimentMaxTrialsReached"] and resumes):
+        if completed(status) and not restartable(old):
             return (
                 f"spec.resumePolicy: Invalid value: {json.dumps(spec.get('resumePolicy', 'Never'))}: Experiment can be "
                 "restarted if it is in succeeded state by reaching max trials and spec.resumePolicy = LongRunning or "
