@@ -5,6 +5,8 @@ NAS_TEST_KUBECONFIG=FILE, one that is there, which has Katib and the project's i
 that cluster needs, such as a registry or a storage class.
 """
 
+import contextlib
+import hashlib
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from node import Node
-from release import Cluster, Release
+from release import ROOT, Cluster, Release
 
 import images
 
@@ -25,7 +27,7 @@ def cluster() -> Iterator[Cluster]:
     if kubeconfig := os.environ.get("NAS_TEST_KUBECONFIG"):
         yield Cluster(Path(kubeconfig), None)
         return
-    node = Node("tests")
+    node = Node(f"tests-{hashlib.sha256(str(ROOT).encode()).hexdigest()[:6]}")  # one for each checkout
     node.down()
     try:
         node.up(stay=False)
@@ -36,29 +38,41 @@ def cluster() -> Iterator[Cluster]:
         node.down()
 
 
-@pytest.fixture(scope="session")
-def new_namespace(cluster: Cluster) -> Iterator[Callable[..., str]]:
-    """Make a namespace with the label that Katib wants, or with other labels: `new_namespace("a=b")`."""
-    made = []
+@contextlib.contextmanager
+def namespaces(cluster: Cluster) -> Iterator[Callable[..., str]]:
+    """Make namespaces with the label that Katib wants, or with others; they go at the end, with all that is in them."""
+    made: list[str] = []
 
     def make(*labels: str) -> str:
-        name = f"nas-test-{uuid.uuid4().hex[:6]}"
-        cluster.kubectl("create", "namespace", name)
-        made.append(name)
-        for label in labels or (INJECTION,):
-            cluster.kubectl("label", "namespace", name, label)
-        return name
+        made.append(f"nas-test-{uuid.uuid4().hex[:6]}")
+        cluster.kubectl("create", "namespace", made[-1])
+        cluster.kubectl("label", "namespace", made[-1], *(labels or (INJECTION,)))
+        return made[-1]
 
     yield make
-    if made and cluster.node is None:  # a throw-away cluster goes as a whole
+    if made:
         cluster.kubectl("delete", "namespace", "--wait=false", *made)
 
 
-@pytest.fixture(scope="session")
-def new_release(cluster: Cluster, new_namespace: Callable[..., str]) -> Callable[..., Release]:
-    """A release by name, not installed yet, in a namespace of its own or in a given one."""
+@pytest.fixture
+def new_namespace(cluster: Cluster) -> Iterator[Callable[..., str]]:
+    """Make a namespace for this test: `new_namespace()`, or with other labels `new_namespace("a=b")`."""
+    with namespaces(cluster) as make:
+        yield make
 
-    def make(name: str = "iris-nas", namespace: str = "", model: str = "iris") -> Release:
-        return Release(cluster, namespace or new_namespace(), name, model)
+
+@pytest.fixture
+def new_release(cluster: Cluster, new_namespace: Callable[..., str]) -> Callable[..., Release]:
+    """A release for this test, not installed yet: in a namespace of its own, or `new_release(namespace="there")`."""
+
+    def make(name: str = "iris-nas", namespace: str = "") -> Release:
+        return Release(cluster, namespace or new_namespace(), name)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def shared_release(cluster: Cluster) -> Iterator[Release]:
+    """A release for all tests of a file, not installed yet."""
+    with namespaces(cluster) as make:
+        yield Release(cluster, make(), "iris-nas")

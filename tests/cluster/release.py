@@ -15,7 +15,7 @@ from nas import chart
 from node import Node
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 180  # seconds that anything may take; a trial takes 15, three at once 30
+PATIENCE = 300  # seconds that anything may take; a trial takes 15, on a busy machine ten times that
 Object = dict[str, Any]
 
 

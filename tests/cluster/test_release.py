@@ -13,9 +13,9 @@ ROWS = "sepal_length,sepal_width,petal_length,petal_width\n5.1,3.5,1.4,0.2\n6.3,
 
 
 @pytest.fixture(scope="module")
-def release(new_release: Callable[..., Release]) -> Release:
+def release(shared_release: Release) -> Release:
     """With a model, from a search of one short trial."""
-    made = new_release().install(
+    made = shared_release.install(
         experiment__maxTrials=1,
         experiment__parallelTrials=1,
         experiment__maxFailedTrials=1,

@@ -24,9 +24,9 @@ class Course:
 
 
 @pytest.fixture(scope="module")
-def course(new_release: Callable[..., Release]) -> Course:
-    seen, release = Course(), new_release()
-    seen.release = release
+def course(shared_release: Release) -> Course:
+    seen = Course()
+    release = seen.release = shared_release
     start = time.monotonic()
     release.install(**POOR, experiment__trainer__args__epochs=1, experiment__objective__goal=None)
     until(lambda: release.pods("serving") and running(release.pods("serving")[0]), "the server's start")
