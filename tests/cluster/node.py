@@ -229,7 +229,7 @@ class Node:
         raise NodeError(f"no free link in {LINKS}")
 
     def _sweep(self) -> None:
-        for group in Path("/sys/fs/cgroup").glob(f"**/{self.group}"):
+        for group in self.groups():
             for folder, _, _ in os.walk(group, topdown=False):
                 with contextlib.suppress(OSError):
                     Path(folder).rmdir()
@@ -237,10 +237,11 @@ class Node:
             if path.name not in ("containerd", "log"):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
-    @property
-    def group(self) -> str:
-        """The cgroup of its pods."""
-        return f"nas-{self.name}"
+    def groups(self) -> list[Path]:
+        """The cgroup of its pods: one with cgroup v2, with v1 one in each hierarchy."""
+        root = Path("/sys/fs/cgroup")
+        hierarchies = [root] if (root / "cgroup.controllers").exists() else root.iterdir()
+        return [hierarchy / f"nas-{self.name}" for hierarchy in hierarchies if not hierarchy.is_symlink()]
 
 
 def _processes(namespace: str) -> list[Path]:
@@ -309,12 +310,11 @@ class Parts:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(value)
             run(["mount", "--bind", str(file), f"/proc/sys/{name}"])
-        for controller in Path("/sys/fs/cgroup").iterdir():
-            if (controller / "cgroup.procs").exists():
-                (controller / self._node.group).mkdir(exist_ok=True)
+        for group in self._node.groups():
+            group.mkdir(exist_ok=True)
         # cgroup v1: a new cpuset has no processors until it is told
         for name in ("cpus", "mems"):
-            file = Path("/sys/fs/cgroup/cpuset") / self._node.group / f"cpuset.{name}"
+            file = Path(f"/sys/fs/cgroup/cpuset/nas-{self._node.name}/cpuset.{name}")
             if file.exists():
                 file.write_text((file.parent.parent / file.name).read_text())
 
@@ -448,7 +448,7 @@ apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
 authentication: {{anonymous: {{enabled: false}}, x509: {{clientCAFile: {folder}/pki/ca.crt}}}}
 cgroupDriver: cgroupfs
-cgroupRoot: /{self._node.group}
+cgroupRoot: /nas-{self._node.name}
 failCgroupV1: false
 failSwapOn: false
 clusterDomain: {CLUSTER_DOMAIN}

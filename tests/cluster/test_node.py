@@ -22,7 +22,7 @@ def traces(node: Node, link: str) -> list[str]:
     """Processes, mounts, interfaces and cgroups of a node, as far as this machine shows them."""
     commands = [path for path in Path("/proc").glob("[0-9]*/cmdline") if node.name.encode() in words_of(path)]
     mounts = [line for line in Path("/proc/mounts").read_text().splitlines() if str(node.folder) in line]
-    groups = list(Path("/sys/fs/cgroup").glob(f"**/{node.group}"))
+    groups = [path for path in node.groups() if path.exists()]
     links = [path for path in Path("/sys/class/net").iterdir() if path.name == link]
     return [str(trace) for trace in (*commands, *mounts, *groups, *links)]
 
