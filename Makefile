@@ -34,13 +34,23 @@ data: .venv/ready ## fetch MNIST, or take it from a folder (FROM=DIR)
 test: .venv/ready-dev ## run all tests that need no cluster
 	@.venv/bin/pytest -n 2 $(ARGS)
 
+test-cluster: .venv/ready-dev ## run the tests that need a Kubernetes: one they start (root), or NAS_TEST_KUBECONFIG=FILE
+	@.venv/bin/pytest tests/cluster --capture=no --durations=10 $(ARGS)
+
+cluster-up: .venv/ready-dev ## start that Kubernetes by hand, with the images in it (root)
+	@.venv/bin/python tests/cluster/node.py up
+	@.venv/bin/python tests/cluster/images.py
+
+cluster-down: ## stop it
+	@.venv/bin/python tests/cluster/node.py down
+
 lint: .venv/ready-dev ## run ruff, mypy, yamllint, shellcheck, helm lint and checkov
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy scripts/nas images/modelkit
 	@for folder in iris-trainer mnist-trainer server batch; do MYPYPATH=images/$$folder .venv/bin/mypy images/$$folder/*.py || exit 1; done
 	@.venv/bin/yamllint --strict .
-	@.venv/bin/shellcheck scripts/setup.sh .ci/run
+	@.venv/bin/shellcheck scripts/setup.sh .ci/run tests/cluster/microk8s
 	@.venv/bin/mypy scripts/chart_values.py
 	@.venv/bin/python scripts/chart_values.py --check
 	@for preset in iris mnist tutorial/mnist "iris microk8s" "iris production" "mnist gpu" all-options; do \
@@ -85,4 +95,4 @@ help: ## list these targets
 	@scripts/setup.sh dev
 	@touch $@
 
-.PHONY: iris mnist serve batch models data test lint values package bench-search lock clean help
+.PHONY: iris mnist serve batch models data test test-cluster cluster-up cluster-down lint values package bench-search lock clean help
