@@ -51,18 +51,22 @@ def helm(home: Path) -> Path:
     return fetched
 
 
-def render(root: Path, home: Path, release: str, values: Path, settings: list[str]) -> list[Manifest]:
-    """The objects of the chart for a values file and `--set` settings. Raises NasError with helm's own reason."""
-    if not values.is_file():
+def render(root: Path, home: Path, release: str, values: list[Path], settings: list[str]) -> list[Manifest]:
+    """The objects of the chart for values files and `--set` settings. Raises NasError with helm's own reason."""
+    if missing := [path for path in values if not path.is_file()]:
         there = sorted(str(path.relative_to(root)) for path in (root / "values").glob("**/*.yaml"))
-        raise NasError(f"no values file {values}; there are: {', '.join(there)}")
-    command = [str(helm(home)), "template", release, str(root / "charts" / "nas"), "--values", str(values)]
-    for setting in settings:
-        command += ["--set", setting]
+        raise NasError(f"no values file {missing[0]}; there are: {', '.join(there)}")
+    command = [str(helm(home)), "template", release, str(root / "charts" / "nas"), *options(values, settings)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
-        raise NasError(f"the chart refuses {values.name}:\n{_reason(result.stderr)}")
+        raise NasError(f"the chart refuses {values[-1].name}:\n{reason(result.stderr)}")
     return [manifest for manifest in yaml.load_all(result.stdout, Loader=yaml.CSafeLoader) if manifest]
+
+
+def options(values: list[Path], settings: list[str]) -> list[str]:
+    """Helm's words for values files and settings."""
+    words = [word for path in values for word in ("--values", str(path))]
+    return words + [word for setting in settings for word in ("--set", setting)]
 
 
 def experiment(manifests: list[Manifest], values: Path) -> Manifest:
@@ -82,7 +86,7 @@ def _version(path: Path) -> tuple[int, ...]:
     return (int(found[1]), int(found[2])) if found else ()
 
 
-def _reason(text: str) -> str:
+def reason(text: str) -> str:
     """Helm's error without the frames around it: a guard's sentences, or the schema's lines."""
     if guard := re.search(r"ERROR: .*", text, re.DOTALL):
         text = guard[0]

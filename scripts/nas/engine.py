@@ -13,18 +13,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 import yaml
 from modelkit import cpus, files
 
 from nas.errors import NasError
-from nas.experiment import API_VERSION, Experiment, Manifest, Observation, Rule
+from nas.experiment import API_VERSION, Experiment, Manifest, Observation
+from nas.progress import Progress, State, Trial, Watcher, read_trial
 from nas.suggest import Suggester
 
-State = Literal["Running", "Succeeded", "Failed", "EarlyStopped", "MetricsUnavailable"]
 INTERRUPTED = "ExperimentInterrupted"
 STOP_GRACE = 60.0  # seconds an early-stopped trial has to offer its model, as Katib gives it
 INTERRUPT_GRACE = 10.0
@@ -50,70 +50,23 @@ class Places:
         return self.home / "runs" / experiment
 
 
-@dataclass
-class Trial:
-    """One trial: what it tries, what it printed, what became of it. Times are seconds since the epoch."""
-
-    name: str
-    assignments: dict[str, str]
-    rule: Rule | None
-    number: int = -1  # the suggestion's
-    state: State = "Running"
-    message: str = ""
-    observation: Observation = field(default_factory=Observation)
-    started: float = 0.0
-    ended: float | None = None
-    attempts: int = 0
-
-    @property
-    def failed(self) -> bool:
-        return self.state in ("Failed", "MetricsUnavailable")
-
-    def epochs(self, metric: str) -> int:
-        """Epochs reported so far."""
-        return len(self.observation.values.get(metric, []))
-
-
-class Watcher(Protocol):
-    """Sees a search as it goes."""
-
-    def started(self, trial: Trial) -> None: ...
-    def reported(self, trial: Trial) -> None: ...
-    def ended(self, trial: Trial) -> None: ...
-
-
-class Search:
+class Search(Progress):
     """One run of an Experiment, new or resumed. `run` drives it; the rest is its state."""
 
     def __init__(self, experiment: Experiment, places: Places, watcher: Watcher) -> None:
-        self.experiment, self.places = experiment, places
+        super().__init__(experiment)
+        self.places = places
         self.folder = places.run(experiment.name)
-        self.trials: list[Trial] = []
-        self.state: Literal["Running", "Succeeded", "Failed"] = "Running"
-        self.reason = ""
         self.interrupted = 0
-        self.started = time.time()
         self._watcher = watcher
         self._waiting: list[Trial] = []  # of a resumed run: to be run again
         self._running: dict[int, _Process] = {}
         self._exhausted = False
 
-    @property
-    def best(self) -> Trial | None:
-        """The trial with the best objective so far, of those that ended."""
-        best = None
-        for trial in self.trials:
-            value = self.experiment.value(trial.observation)
-            if trial.state not in ("Succeeded", "EarlyStopped") or value is None:
-                continue
-            if best is None or self.experiment.better(value, self.experiment.value(best.observation)):
-                best = trial
-        return best
-
     def resume(self) -> None:
         """Take over what an interrupted run of the same Experiment recorded. Raises NasError for a broken record."""
         for path in sorted((self.folder / "trials").glob("*.yaml"), key=lambda path: path.stat().st_mtime):
-            trial = _read_trial(path)
+            trial = read_trial(load(path))
             if trial.state == "Running":
                 self._waiting.append(trial)
             else:
@@ -478,25 +431,6 @@ def load(path: Path) -> Manifest:
     if not isinstance(manifest, dict) or "spec" not in manifest:
         raise NasError(f"{path} is damaged: remove its folder to forget that run")
     return manifest
-
-
-def _read_trial(path: Path) -> Trial:
-    manifest = load(path)
-    spec: Any = manifest["spec"]
-    status = manifest.get("status", {})
-    rules = spec.get("earlyStoppingRules")
-    trial = Trial(
-        name=manifest["metadata"]["name"],
-        assignments={a["name"]: a["value"] for a in spec["parameterAssignments"]},
-        rule=Rule(float(rules[0]["value"]), int(rules[0]["startStep"])) if rules else None,
-    )
-    condition = (status.get("conditions") or [{"type": "Running"}])[-1]
-    trial.state, trial.message = condition["type"], condition.get("message", "")
-    if "startTime" in status:
-        trial.started = datetime.datetime.fromisoformat(status["startTime"]).timestamp()
-    if "completionTime" in status:
-        trial.ended = datetime.datetime.fromisoformat(status["completionTime"]).timestamp()
-    return trial
 
 
 def recorded(places: Places) -> Iterator[tuple[Path, Manifest]]:

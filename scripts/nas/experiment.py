@@ -42,15 +42,24 @@ class Observation:
 
 
 class Experiment:
-    """The search an Experiment object describes. Raises NasError for what isn't one, or can't run here."""
+    """The search an Experiment object describes.
 
-    def __init__(self, manifest: Manifest) -> None:
+    Raises NasError for what isn't one; with `local`, also for what can't run on this machine, where Katib can.
+    """
+
+    def __init__(self, manifest: Manifest, local: bool = True) -> None:
         self.manifest = manifest
+        self.container: Manifest = {}
         try:
             self._read(manifest["spec"])
+            if local:
+                self._check_local(manifest["spec"])
+            template = manifest["spec"]["trialTemplate"]
+            if local or template.get("trialSpec", {}).get("kind") == "Job":
+                self._read_job(template)
             self.name: str = manifest["metadata"]["name"]
-        except (KeyError, TypeError, IndexError, ValueError) as error:
-            raise NasError(f"the rendered Experiment lacks or misstates {error}: is the chart changed?") from error
+        except (KeyError, TypeError, IndexError, ValueError, re.error) as error:
+            raise NasError(f"the Experiment lacks or misstates {error}: is the chart changed?") from error
 
     def _read(self, spec: Manifest) -> None:
         objective = spec["objective"]
@@ -62,26 +71,33 @@ class Experiment:
         self.strategies = {s["name"]: s["value"] for s in objective.get("metricStrategies", [])}
         self.algorithm: str = spec["algorithm"]["algorithmName"]
         self.settings = {s["name"]: s["value"] for s in spec["algorithm"].get("algorithmSettings", [])}
-        self.max_trials, self.parallel = int(spec["maxTrialCount"]), int(spec["parallelTrialCount"])
+        # Without maxTrialCount (0 here) a search goes on until its goal.
+        self.max_trials, self.parallel = int(spec.get("maxTrialCount", 0)), int(spec["parallelTrialCount"])
         self.max_failed = int(spec.get("maxFailedTrialCount", self.max_trials))
         stopping = spec.get("earlyStopping", {})
         self.stopping: str = stopping.get("algorithmName", "")
         rules = {s["name"]: int(s["value"]) for s in stopping.get("algorithmSettings", [])}
         self.min_trials, self.start_step = rules.get("min_trials_required", 3), rules.get("start_step", 4)
-        if self.stopping not in ("", "medianstop"):
-            raise NasError(f"early stopping {self.stopping!r}: a local run knows medianstop")
         collector = spec.get("metricsCollectorSpec", {})
-        if collector.get("collector", {}).get("kind", "StdOut") != "StdOut":
-            raise NasError("a local run reads metrics from what a trial prints: metricsCollector StdOut")
+        self.collector: str = collector.get("collector", {}).get("kind", "StdOut")
         formats = collector.get("source", {}).get("filter", {}).get("metricsFormat")
         self.formats = [re.compile(f) for f in formats or [r"([\w|-]+)\s*=\s*([+-]?\d*(\.\d+)?([Ee][+-]?\d+)?)"]]
-        self.parameters = [_parameter(p) for p in spec["parameters"]]
-        template = spec["trialTemplate"]
+        self.parameters = [_parameter(p) for p in spec.get("parameters", [])]
+
+    def _check_local(self, spec: Manifest) -> None:
+        if self.stopping not in ("", "medianstop"):
+            raise NasError(f"early stopping {self.stopping!r}: a local run knows medianstop")
+        if self.collector != "StdOut":
+            raise NasError("a local run reads metrics from what a trial prints: metricsCollector StdOut")
+        for key in ("parameters", "maxTrialCount"):
+            spec[key]
+
+    def _read_job(self, template: Manifest) -> None:
         self._references = {p["name"]: p["reference"] for p in template["trialParameters"]}
         self._job: Manifest = template["trialSpec"]
         pod = self._job["spec"]["template"]["spec"]
         primary = template.get("primaryContainerName", "")
-        self.container: Manifest = next(c for c in pod["containers"] if c["name"] == primary or not primary)
+        self.container = next(c for c in pod["containers"] if c["name"] == primary or not primary)
         self.claim_paths = [m["mountPath"] for m in self.container.get("volumeMounts", []) if _is_claim(pod, m)]
         self.deadline = self._job["spec"].get("activeDeadlineSeconds")
         self.backoff_limit = int(self._job["spec"].get("backoffLimit", 6))
@@ -102,7 +118,7 @@ class Experiment:
     def most_epochs(self) -> int | None:
         """The epochs all trials together could take, None when the command line doesn't say."""
         epochs = self.argument("epochs")
-        return int(epochs) * self.max_trials if epochs and epochs.isdigit() else None
+        return int(epochs) * self.max_trials or None if epochs and epochs.isdigit() else None
 
     def job(self, trial: str, assignments: dict[str, str]) -> Manifest:
         """The trialSpec with every `${trialParameters.*}` of a trial put in, as Katib's controller does."""

@@ -12,7 +12,7 @@ from nas import chart, data, frameworks
 from nas.engine import Places, Search, image_folder, load, recorded
 from nas.errors import NasError
 from nas.experiment import Experiment
-from nas.view import View
+from nas.view import View, next_commands
 
 
 def run(root: Path, home: Path, values: str, number: int | None, resume: bool, settings: list[str]) -> int:
@@ -21,7 +21,7 @@ def run(root: Path, home: Path, values: str, number: int | None, resume: bool, s
     130 or 143 when a signal interrupted it, 1 when it failed. Raises NasError, OSError.
     """
     places = Places(root, home)
-    path = _values(root, values)
+    path = values_file(root, values)
     manifest = _interrupted(places, path) if resume else _new(places, path, number, settings)
     experiment = Experiment(manifest)
     if not experiment.model:
@@ -32,7 +32,7 @@ def run(root: Path, home: Path, values: str, number: int | None, resume: bool, s
         data.ensure(dataset, places.data)
     store = Store(places.store, experiment.model)
     _check(store)
-    gate = _gate(experiment)
+    gate = gate_of(experiment)
     view = View(Console(highlight=False))
     search = view.search = Search(experiment, places, view)
     if resume:
@@ -44,7 +44,9 @@ def run(root: Path, home: Path, values: str, number: int | None, resume: bool, s
         if search.interrupted:
             view.console.print(f"interrupted; to go on: nas run {values} --resume", soft_wrap=True)
             return 128 + search.interrupted
-        view.summary(store)
+        current = store.load().manifest if store.current() else None
+        place = _shown(store.version(current.digest)) if current else ""
+        view.summary(current, place, next_commands(current) if current else [])
     except (StoreError, artifact.ArtifactError, files.LockError) as error:
         raise NasError(str(error)) from error
     if search.state == "Failed" or search.best is None:
@@ -52,19 +54,27 @@ def run(root: Path, home: Path, values: str, number: int | None, resume: bool, s
     return 0
 
 
-def _gate(experiment: Experiment) -> Gate:
+def gate_of(experiment: Experiment) -> Gate:
     """What the search's trials ask of a model: what a killed one left is judged as it would have been."""
     given = {name: experiment.argument(name) for name in ("min-improvement", "significance")}
     policy: Literal["auto", "manual"] = "manual" if experiment.argument("promotion") == "manual" else "auto"
     return Gate(policy, **{name.replace("-", "_"): float(text) for name, text in given.items() if text})
 
 
-def _values(root: Path, name: str) -> Path:
+def _shown(path: Path) -> str:
+    """A path as a person in this folder would type it."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def values_file(root: Path, name: str) -> Path:
+    """A values file by its path, or by its name in values/."""
     path = Path(name)
     return path if path.suffix or path.exists() else root / "values" / f"{name}.yaml"
 
 
-def _release(path: Path) -> str:
+def release_name(path: Path) -> str:
+    """The release a values file makes unless told otherwise."""
     name = re.sub("[^a-z0-9]+", "-", path.stem.lower()).strip("-")
     return f"{name[:27]}-nas"  # 31 characters: Katib allows 40, with the hash
 
@@ -72,9 +82,11 @@ def _release(path: Path) -> str:
 def _new(places: Places, path: Path, number: int | None, settings: list[str]) -> dict[str, object]:
     """The Experiment with a run number no earlier run had, so that its name and its seed are new."""
     runs = places.home / "runs"
-    chosen = number or len(list(runs.glob(f"{_release(path)}-*"))) + 1
+    chosen = number or len(list(runs.glob(f"{release_name(path)}-*"))) + 1
     while True:
-        rendered = chart.render(places.root, places.home, _release(path), path, [*settings, f"experiment.run={chosen}"])
+        rendered = chart.render(
+            places.root, places.home, release_name(path), [path], [*settings, f"experiment.run={chosen}"]
+        )
         manifest = chart.experiment(rendered, path)
         name = manifest["metadata"]["name"]
         if not places.run(name).exists():
@@ -89,7 +101,7 @@ def _new(places: Places, path: Path, number: int | None, settings: list[str]) ->
 def _interrupted(places: Places, path: Path) -> dict[str, object]:
     """The latest run of these values that didn't reach its end."""
     for folder, manifest in recorded(places):
-        if folder.name.startswith(f"{_release(path)}-"):
+        if folder.name.startswith(f"{release_name(path)}-"):
             condition = manifest.get("status", {}).get("conditions", [{}])[-1]
             if condition.get("type") == "Running":
                 return load(folder / "experiment.yaml")

@@ -1,17 +1,19 @@
 """A search as a person sees it: live on a terminal, plain lines elsewhere, a summary at the end."""
 
+import contextlib
 import time
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 from modelkit import artifact
-from modelkit.store import Store
 from rich.console import Console, Group
 from rich.live import Live
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
+from rich.progress import Progress as Meter
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from nas.engine import Search, Trial
+from nas.progress import Progress, Trial
 
 QUIET = 10.0  # seconds between plain progress lines of one trial
 _COLOURS = {"Running": "cyan", "Succeeded": "green", "EarlyStopped": "yellow"}
@@ -21,7 +23,7 @@ _HEAD_LINES = 5  # of the live view, above and below its rows
 class View:
     """Watches a search: a context manager around `search.run()`. `search` is set before the first event."""
 
-    search: Search
+    search: Progress
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -32,8 +34,9 @@ class View:
         experiment = self.search.experiment
         most = f", {self._per_trial} epochs each at most" if self._per_trial else ""
         stopping = f", {experiment.stopping}" if experiment.stopping else ""
+        count = experiment.max_trials or "any number of"
         self.console.print(
-            f"experiment {experiment.name}: {experiment.algorithm}{stopping}, {experiment.max_trials} trials, "
+            f"experiment {experiment.name}: {experiment.algorithm}{stopping}, {count} trials, "
             f"{experiment.parallel} at a time{most}",
             soft_wrap=True,
         )
@@ -61,11 +64,19 @@ class View:
             return
         best = " (best so far)" if trial is self.search.best else ""
         epochs = trial.epochs(self.search.experiment.metric)
-        text = f"{trial.state} after {epochs} epochs: {self.search.experiment.metric} {value:.4f}{best}"
+        after = f" after {epochs} epochs" if epochs else ""
+        text = f"{trial.state}{after}: {self.search.experiment.metric} {value:.4f}{best}"
         self._say(trial, f"{text}{self._remaining()}")
 
-    def summary(self, store: Store) -> None:
-        """Trials, the best one, epochs spent, where the model is, and what to type next."""
+    def restarted(self, trial: Trial) -> None:
+        self._say(trial, "starts again in a new pod")
+
+    def note(self, text: str) -> None:
+        """Something a person should know now."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def summary(self, current: artifact.Manifest | None, place: str, commands: list[str]) -> None:
+        """Trials, the best one, epochs spent, the current model and its place, and what to type next."""
         search, experiment = self.search, self.search.experiment
         self.console.print(self._table(search.trials))
         if best := search.best:
@@ -74,17 +85,15 @@ class View:
         spent = sum(trial.epochs(experiment.metric) for trial in search.trials)
         if most := experiment.most_epochs:
             self._line("epochs", f"{spent} of at most {most} ({spent / most:.0%})")
-        self._line("time", f"{_clock(time.time() - search.started)}; {search.reason}")
-        current = store.current()
+        self._line("time", f"{_clock(self._elapsed)}; {search.reason}")
         if current is None:
             return
-        manifest = store.load().manifest
-        fate = "promoted" if manifest.experiment == experiment.name else "still the best: nothing was promoted"
-        test = f", {manifest.metrics.test.accuracy:.4f} on the test set" if manifest.metrics.test else ""
-        accuracy = f"accuracy {manifest.metrics.validation.accuracy:.4f}{test}"
-        self._line("model", f"{store.model} {current[:12]} {fate} ({accuracy})")
-        self._line("", _shown(store.version(current)))
-        for index, command in enumerate(_next_commands(store.model, manifest)):
+        fate = "promoted" if current.experiment == experiment.name else "still the best: nothing was promoted"
+        test = f", {current.metrics.test.accuracy:.4f} on the test set" if current.metrics.test else ""
+        accuracy = f"accuracy {current.metrics.validation.accuracy:.4f}{test}"
+        self._line("model", f"{current.model} {current.digest[:12]} {fate} ({accuracy})")
+        self._line("", place)
+        for index, command in enumerate(commands):
             self._line("next" if index == 0 else "", command)
 
     def _line(self, name: str, text: str) -> None:
@@ -95,9 +104,12 @@ class View:
             return
         self._spoke[trial.name] = time.time()
         number = self.search.trials.index(trial) + 1
-        elapsed = _clock(time.time() - self.search.started)
-        of = self.search.experiment.max_trials
-        self.console.print(f"[{elapsed}] trial {number}/{of} {_short(trial)} {text}", markup=False, soft_wrap=True)
+        of = self.search.experiment.max_trials or "?"
+        self.note(f"[{_clock(self._elapsed)}] trial {number}/{of} {_short(trial)} {text}")
+
+    @property
+    def _elapsed(self) -> float:
+        return (self.search.ended or time.time()) - self.search.started
 
     @property
     def _per_trial(self) -> int | None:
@@ -106,6 +118,8 @@ class View:
 
     def _epoch(self, trial: Trial) -> str:
         done = trial.epochs(self.search.experiment.metric)
+        if trial.ended and not done:
+            return ""  # on a cluster, its output is gone
         return f"{done}/{self._per_trial}" if self._per_trial else str(done)
 
     def _remaining(self) -> str:
@@ -113,7 +127,7 @@ class View:
         search = self.search
         took = [trial.ended - trial.started for trial in search.trials if trial.ended]
         left = search.experiment.max_trials - len(took)
-        if not took or not left or search.state != "Running":
+        if not took or left <= 0 or search.state != "Running":
             return ""
         return f", about {_clock(sum(took) / len(took) * left / search.experiment.parallel)} left"
 
@@ -124,28 +138,29 @@ class View:
         done = sum(trial.ended is not None for trial in trials)
         best = search.best
         value = search.experiment.value(best.observation) if best else None
-        head = Text(f"{done}/{search.experiment.max_trials} trials  {_clock(time.time() - search.started)}")
+        most = search.experiment.max_trials or None
+        head = Text(f"{done}/{most or '?'} trials  {_clock(self._elapsed)}")
         head.append(self._remaining().replace(", about", "  about"))
         if best and value is not None:
             head.append(f"  best {search.experiment.metric} {value:.4f} ({_short(best)})", "bold")
-        bar = ProgressBar(total=search.experiment.max_trials, completed=done, width=min(60, self.console.width))
+        bar = ProgressBar(total=most, completed=done, width=min(60, self.console.width))
         return Group(self._table(trials[-rows:]), bar, head)
 
     def _table(self, trials: list[Trial]) -> Table:
         experiment = self.search.experiment
-        table = Table(box=None, pad_edge=False, header_style="bold")
+        table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
         table.add_column("trial", no_wrap=True)
         for parameter in experiment.parameters:
             table.add_column(parameter.name, justify="right", no_wrap=True)
         table.add_column("epochs", justify="right", no_wrap=True)
         table.add_column(experiment.metric, justify="right", no_wrap=True)
-        table.add_column("state", no_wrap=True, overflow="ellipsis")
+        table.add_column("state", no_wrap=True, overflow="ellipsis", ratio=1)  # what the others leave
         best = self.search.best
         for trial in trials:
             value = experiment.value(trial.observation)
             colour = _COLOURS.get(trial.state, "red")
             state = Text(trial.state + (" *best*" if trial is best else ""), colour)
-            if trial.failed:
+            if trial.failed or (trial.state == "Running" and trial.message):
                 state.append(f" {trial.message}")
             cells = [_number(trial.assignments[p.name]) for p in experiment.parameters]
             shown = "" if value is None else f"{value:.4f}"
@@ -154,21 +169,16 @@ class View:
         return table
 
 
-def _next_commands(model: str, manifest: artifact.Manifest) -> list[str]:
-    commands = [f"make serve MODEL={model}"]
+def next_commands(manifest: artifact.Manifest, target: str = "") -> list[str]:
+    """What a person may want to do with a promoted model; `target` such as ` TARGET=microk8s`."""
+    commands = [f"make serve MODEL={manifest.model}{target}"]
     if features := manifest.input.features:
         row = ",".join(f"{(feature.min + feature.max) / 2:.1f}" for feature in features)
         header = "-H 'Content-Type: application/json'"
         commands.append(f"curl -X POST localhost:8000/predict/ {header} -d '[{row}]'")
     else:
-        commands.append(f"make batch MODEL={model}")
+        commands.append(f"make batch MODEL={manifest.model}{target}")
     return commands
-
-
-def _shown(path: Path) -> str:
-    """A path as a person in this folder would type it."""
-    here = Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def _short(trial: Trial) -> str:
@@ -188,3 +198,13 @@ def _number(text: str) -> str:
 
 def _clock(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
+
+
+@contextlib.contextmanager
+def meter(name: str, total: int = 0) -> Iterator[tuple[Callable[[int], object], Callable[[int], object]]]:
+    """Progress of something counted in bytes: two functions, to tell those of a step and those in all."""
+    console = Console(highlight=False)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Meter(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(name, total=total or None)
+        yield (lambda step: bar.update(task, advance=step)), (lambda total: bar.update(task, total=total))

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nas.engine import Places, Search, Trial
+from nas.engine import Places, Search
 from nas.experiment import Experiment
+from nas.progress import Trial
 
 TRAINER = """
 import os, signal, sys, time, pathlib

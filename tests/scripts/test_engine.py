@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import yaml
 from nas import engine
-from nas.engine import Places, Search, Trial
+from nas.engine import Places, Search
 from nas.errors import NasError
 from nas.experiment import Experiment, Rule
+from nas.progress import Trial
 
 Run = Callable[..., Search]
 MEDIANSTOP = {

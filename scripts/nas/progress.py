@@ -1,0 +1,100 @@
+"""A search as far as it has come, wherever its trials run: what the view shows."""
+
+import datetime
+import time
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from nas.experiment import Experiment, Manifest, Observation, Rule
+
+State = Literal["Running", "Succeeded", "Failed", "EarlyStopped", "MetricsUnavailable"]
+# An early-stopped trial keeps its Running condition; one that was killed may be Failed and MetricsUnavailable both.
+_ENDS: tuple[State, ...] = ("EarlyStopped", "Succeeded", "Failed", "MetricsUnavailable")
+
+
+@dataclass
+class Trial:
+    """One trial: what it tries, what it printed, what became of it. Times are seconds since the epoch."""
+
+    name: str
+    assignments: dict[str, str]
+    rule: Rule | None
+    number: int = -1  # the suggestion's
+    state: State = "Running"
+    message: str = ""
+    observation: Observation = field(default_factory=Observation)
+    started: float = 0.0
+    ended: float | None = None
+    attempts: int = 0
+    reports: int | None = None  # epochs, where they are known from elsewhere than `observation`
+
+    @property
+    def failed(self) -> bool:
+        return self.state in ("Failed", "MetricsUnavailable")
+
+    def epochs(self, metric: str) -> int:
+        """Epochs reported so far."""
+        return len(self.observation.values.get(metric, [])) if self.reports is None else self.reports
+
+
+class Watcher(Protocol):
+    """Sees a search as it goes."""
+
+    def started(self, trial: Trial) -> None: ...
+    def reported(self, trial: Trial) -> None: ...
+    def ended(self, trial: Trial) -> None: ...
+
+
+class Progress:
+    """The state of one search."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+        self.trials: list[Trial] = []
+        self.state: Literal["Running", "Succeeded", "Failed"] = "Running"
+        self.reason = ""
+        self.started = time.time()
+        self.ended: float | None = None
+
+    @property
+    def best(self) -> Trial | None:
+        """The trial with the best objective so far, of those that ended."""
+        best = None
+        for trial in self.trials:
+            value = self.experiment.value(trial.observation)
+            if trial.state not in ("Succeeded", "EarlyStopped") or value is None:
+                continue
+            if best is None or self.experiment.better(value, self.experiment.value(best.observation)):
+                best = trial
+        return best
+
+
+def condition(manifest: Manifest, *types: str) -> Manifest | None:
+    """The first of these conditions that an object's status has as True."""
+    found = {c["type"]: c for c in manifest.get("status", {}).get("conditions") or [] if c.get("status") == "True"}
+    return next((found[name] for name in types if name in found), None)
+
+
+def read_trial(manifest: Manifest) -> Trial:
+    """A Trial object as far as it says; what it printed epoch by epoch isn't in it."""
+    spec: Any = manifest["spec"]
+    status = manifest.get("status", {})
+    rules = spec.get("earlyStoppingRules")
+    trial = Trial(
+        name=manifest["metadata"]["name"],
+        assignments={a["name"]: a["value"] for a in spec.get("parameterAssignments", [])},
+        rule=Rule(float(rules[0]["value"]), int(rules[0].get("startStep", 0))) if rules else None,
+    )
+    if end := condition(manifest, *_ENDS):
+        trial.state, trial.message = end["type"], end.get("message", "")
+        # Katib gives an early-stopped trial no completionTime.
+        when = status.get("completionTime") or end.get("lastTransitionTime")
+        trial.ended = seconds(when) if when else time.time()
+    if "startTime" in status:
+        trial.started = seconds(status["startTime"])
+    return trial
+
+
+def seconds(stamp: str) -> float:
+    """An RFC 3339 time as seconds since the epoch."""
+    return datetime.datetime.fromisoformat(stamp).timestamp()
