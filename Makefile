@@ -11,23 +11,29 @@ CHECKOV := .venv/bin/uv tool run --quiet --from checkov==3.3.30 checkov --config
 
 ##@ Search, serve, score
 
-iris: .venv/ready ## search an Iris model and promote the best (TARGET=auto|local)
+iris: .venv/ready ## search an Iris model and promote the best (TARGET=auto|local|microk8s|cluster)
 	@$(NAS) run values/iris.yaml --target $(TARGET) $(ARGS)
 
-mnist: .venv/ready ## search an MNIST model and promote the best (TARGET=auto|local)
+mnist: .venv/ready ## search an MNIST model and promote the best (TARGET=…)
 	@$(NAS) run values/mnist.yaml --target $(TARGET) $(ARGS)
 
-serve: .venv/ready ## serve the promoted model over HTTP (MODEL=iris PORT=8000)
-	@$(NAS) serve --model $(MODEL) --port $(PORT) $(ARGS)
+serve: .venv/ready ## serve the promoted model over HTTP (MODEL=iris PORT=8000 TARGET=…)
+	@$(NAS) serve --model $(MODEL) --port $(PORT) --target $(TARGET) $(ARGS)
 
-batch: .venv/ready ## score a test set with the promoted model (MODEL=mnist)
-	@$(NAS) batch --model $(MODEL) $(ARGS)
+batch: .venv/ready ## score a test set with the promoted model (MODEL=mnist TARGET=…)
+	@$(NAS) batch --model $(MODEL) --target $(TARGET) $(ARGS)
 
-models: .venv/ready ## list the models in the store (MODEL=iris)
-	@$(NAS) models list --model $(MODEL)
+models: .venv/ready ## list the models in the store (MODEL=iris TARGET=…)
+	@$(NAS) models list --model $(MODEL) --target $(TARGET) $(ARGS)
 
 data: .venv/ready ## fetch MNIST, or take it from a folder (FROM=DIR)
 	@$(NAS) data mnist $(if $(FROM),--from $(FROM))
+
+cluster-setup: .venv/ready ## prepare a cluster for searches (TARGET=microk8s|cluster)
+	@$(NAS) cluster setup --target $(TARGET) $(ARGS)
+
+images: .venv/ready ## build all images (docker, podman or buildah)
+	@$(NAS) images build --all $(ARGS)
 
 ##@ Develop
 
@@ -95,4 +101,4 @@ help: ## list these targets
 	@scripts/setup.sh dev
 	@touch $@
 
-.PHONY: iris mnist serve batch models data test test-cluster cluster-up cluster-down lint values package bench-search lock clean help
+.PHONY: iris mnist serve batch models data cluster-setup images test test-cluster cluster-up cluster-down lint values package bench-search lock clean help

@@ -4,12 +4,12 @@ import hashlib
 import os
 import signal
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from nas.cluster import NAMESPACE, Cluster, ClusterError, Target, choose
 from nas.errors import NasError
 
 ROOT = Path(__file__).parents[2]
@@ -20,19 +20,28 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
     rich_markup_mode=None,
-    help="Search, serve and score models: on this machine, from the values files of the Helm chart.",
+    help="Search, serve and score models: on this machine or a cluster, from the values files of the Helm chart.",
 )
-data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Fetch what trainers learn from, once.")
-app.add_typer(data_app, name="data")
 
 
-class Target(StrEnum):
-    """Where a search runs."""
+def _group(name: str, text: str) -> typer.Typer:
+    group = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help=text)
+    app.add_typer(group, name=name)
+    return group
 
-    AUTO = "auto"
-    LOCAL = "local"
 
+data_app = _group("data", "Fetch what trainers learn from, once.")
+cluster_app = _group("cluster", "Prepare a cluster for searches.")
+images_app = _group("images", "Build the images and bring them to a cluster.")
+artifacts_app = _group("artifacts", "See and copy the files on a release's claim, through its bridge pod.")
 
+On = Annotated[
+    Target, typer.Option("--target", envvar="NAS_TARGET", help="Where: auto is MicroK8s with Katib, else this machine.")
+]
+Namespace = Annotated[str, typer.Option(envvar="NAS_NAMESPACE", help="The cluster's namespace.")]
+Release = Annotated[str | None, typer.Option(help="A release on a cluster; default: MODEL-nas.")]
+Build = Annotated[bool, typer.Option(help="On a cluster: build the images and bring them there.")]
+ItsRelease = Annotated[str, typer.Option("--release", envvar="NAS_RELEASE", help="A release on a cluster.")]
 Model = Annotated[str, typer.Option("--model", "-m", help="The model's name.")]
 
 
@@ -40,25 +49,80 @@ def _home() -> Path:
     return Path(os.environ.get("NAS_HOME", ROOT / ".nas")).absolute()
 
 
+def _cluster(target: Target, namespace: str) -> Cluster:
+    """The cluster a command is about. Raises ClusterError when `auto` finds none."""
+    chosen, why = choose(target)
+    if chosen is Target.LOCAL:
+        raise ClusterError(f"no cluster to look at ({why}): --target cluster is the current kubeconfig context")
+    return Cluster(chosen, namespace, _home())
+
+
+def _place(target: Target, namespace: str, release: str | None, default: str) -> tuple[Cluster | None, str]:
+    """The cluster and release that hold a model; no cluster: this machine does."""
+    if release:
+        return _cluster(target, namespace), release
+    chosen, why = choose(target)
+    if chosen is Target.LOCAL:
+        return None, ""
+    cluster = Cluster(chosen, namespace, _home())
+    if target is Target.AUTO:
+        try:
+            cluster.values(default)
+        except ClusterError as error:
+            print(f"target: local ({error})", file=sys.stderr)
+            return None, ""
+    print(f"target: {chosen} ({why}), release {default}", file=sys.stderr)
+    return cluster, default
+
+
 @app.command()
 def run(
     values: Annotated[str, typer.Argument(help="A values file, or the name of one in values/.")],
-    target: Annotated[Target, typer.Option(help="Where the trials run.")] = Target.AUTO,
-    number: Annotated[int | None, typer.Option("--run", min=1, help="experiment.run; default: the next one.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the latest interrupted run.")] = False,
+    target: On = Target.AUTO,
+    number: Annotated[int | None, typer.Option("--run", min=1, help="experiment.run; default: the next.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the latest interrupted run here.")] = False,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As helm's --set.")] = None,
+    release: Annotated[str | None, typer.Option(help="On a cluster; default: the file's name-nas.")] = None,
+    namespace: Namespace = NAMESPACE,
+    build: Build = True,
 ) -> None:
     """Run a search and promote its best model.
 
-    Each call is a search of its own, with new random draws. Ctrl-C stops it; --resume goes on.
+    Here, each call is a search of its own, with new random draws; Ctrl-C stops it, --resume goes on. On a cluster, the
+    release is installed or upgraded and its search followed; Ctrl-C leaves it running, and --run 2 asks for another.
 
     Example: nas run iris --set experiment.maxTrials=6
     """
     from nas import local
 
-    why = "no cluster is asked for" if target is Target.LOCAL else "the embedded default, no cluster needed"
-    print(f"target: local ({why})", flush=True)
-    raise typer.Exit(local.run(ROOT, _home(), values, number, resume, settings or []))
+    chosen, why = choose(target)
+    print(f"target: {chosen} ({why})", flush=True)
+    if chosen is Target.LOCAL:
+        raise typer.Exit(local.run(ROOT, _home(), values, number, resume, settings or []))
+    if resume:
+        raise NasError("a search on a cluster goes on by itself: leave --resume out")
+    from nas import release as release_
+
+    path = local.values_file(ROOT, values)
+    files = [ROOT / "values" / "microk8s.yaml", path] if chosen is Target.MICROK8S else [path]
+    cluster, asked = Cluster(chosen, namespace, _home()), [f"experiment.run={number}"] if number else []
+    name = release or local.release_name(path)
+    raise typer.Exit(release_.run(cluster, ROOT, _home(), name, files, [*(settings or []), *asked], build))
+
+
+@app.command()
+def watch(
+    release: Annotated[str, typer.Argument(help="A release on a cluster.")],
+    target: On = Target.AUTO,
+    namespace: Namespace = NAMESPACE,
+) -> None:
+    """Follow a search on a cluster, or show one that is over.
+
+    Example: nas watch iris-nas --target microk8s
+    """
+    from nas import release as release_
+
+    raise typer.Exit(release_.watch(_cluster(target, namespace), ROOT, release))
 
 
 @app.command()
@@ -66,12 +130,21 @@ def serve(
     model: Model = "iris",
     port: Annotated[int, typer.Option(help="TCP port.")] = 8000,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    target: On = Target.AUTO,
+    release: Release = None,
+    namespace: Namespace = NAMESPACE,
 ) -> None:
-    """Serve the promoted model over HTTP until Ctrl-C.
+    """Serve the promoted model over HTTP until Ctrl-C; of a release on a cluster, forward its server to this machine.
 
     Example: nas serve --model iris --port 8000
     """
-    _become("server/serve.py", "--model", model, "--host", host, "--port", str(port))
+    cluster, name = _place(target, namespace, release, f"{model}-nas")
+    if cluster is None:
+        _become("server/serve.py", "--model", model, "--host", host, "--port", str(port))
+    else:
+        from nas import release as release_
+
+        release_.serve(cluster, name, host, port)
 
 
 @app.command()
@@ -84,8 +157,15 @@ def batch(
     keep: Annotated[list[str] | None, typer.Option(help="A column of the inputs to carry through; repeatable.")] = None,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Write each class's probability too.")] = False,
     on_error: Annotated[str, typer.Option(help="On a bad row: fail, or skip, which leaves it out and tells.")] = "fail",
+    target: On = Target.AUTO,
+    release: Release = None,
+    namespace: Namespace = NAMESPACE,
+    follow: Annotated[bool, typer.Option(help="On a cluster: wait for the Job and fetch its result.")] = True,
+    build: Build = True,
 ) -> None:
-    """Score files with the promoted model, on all cores; after a kill, the same command goes on where it was.
+    """Score files with the promoted model, on all cores; of a release on a cluster, by its batch Job.
+
+    After a kill, the same command goes on where it was.
 
     Example: nas batch --model iris flowers.csv
     """
@@ -93,6 +173,14 @@ def batch(
 
     from nas import data
 
+    cluster, name = _place(target, namespace, release, f"{model}-nas")
+    if cluster is not None:
+        from nas import release as release_
+
+        settings = [f"format={form}", f"onError={on_error}", f"probabilities={str(probabilities).lower()}"]
+        settings += [f"keep={{{','.join(keep)}}}"] if keep else []
+        release_.batch(cluster, ROOT, _home(), name, inputs or [], digest or "", settings, output, build, follow)
+        return
     if not inputs:
         data.ensure("mnist", _home() / "data")
     words = ["--format", form, "--on-error", on_error]
@@ -106,6 +194,188 @@ def batch(
         key = hashlib.sha256(repr([words, states]).encode()).hexdigest()[:8]
         output = _home() / "output" / model / f"{inputs[0].name.split('.')[0] if inputs else 'mnist-test'}-{key}"
     _become("batch/score.py", "--model", model, "--output", str(output), *words)
+
+
+@app.command()
+def doctor(
+    values: Annotated[str, typer.Argument(help="The search to look for: a values file, or the name of one.")] = "iris",
+    target: On = Target.AUTO,
+    namespace: Namespace = NAMESPACE,
+) -> None:
+    """Look whether a cluster has what a search needs, and say what mends what it lacks. Changes nothing.
+
+    Example: nas doctor --target microk8s
+    """
+    from nas import chart, images, local
+    from nas import doctor as doctor_
+
+    cluster = Cluster(target, namespace, _home()) if target is Target.MICROK8S else _cluster(target, namespace)
+    path = local.values_file(ROOT, values)
+    wanted = images.wanted(chart.render(ROOT, _home(), local.release_name(path), [path], []))
+    wrong = 0
+    for finding in doctor_.findings(cluster, ROOT, _home(), wanted):
+        wrong += bool(finding.mend)
+        print(f"{'WRONG' if finding.mend else 'ok':6} {finding.subject:11} {finding.text}")
+        if finding.mend:
+            print(f"{'':18} -> {finding.mend}", flush=True)
+    raise typer.Exit(1 if wrong else 0)
+
+
+@cluster_app.command()
+def setup(
+    target: On = Target.AUTO,
+    namespace: Namespace = NAMESPACE,
+    manifests: Annotated[Path | None, typer.Option(exists=True, help="Katib's manifests, without internet.")] = None,
+    dashboard: Annotated[bool, typer.Option("--dashboard", help="Enable MicroK8s' dashboard too.")] = False,
+    timeout: Annotated[int, typer.Option(help="Seconds each part has to become ready.")] = 600,
+) -> None:
+    """Install Katib, MicroK8s' add-ons and the namespace with its label, and wait until they are ready; repeatable.
+
+    Example: nas cluster setup --target microk8s
+    """
+    from nas import doctor as doctor_
+
+    if target is Target.LOCAL:
+        raise NasError("a search on this machine needs no cluster: choose --target microk8s or --target cluster")
+    chosen = Target.CLUSTER if target is Target.CLUSTER else Target.MICROK8S
+    doctor_.setup(Cluster(chosen, namespace, _home()), manifests, dashboard, timeout)
+
+
+Names = Annotated[list[str] | None, typer.Argument(help="Images, by their folders' names in images/.")]
+All = Annotated[bool, typer.Option("--all", help="All images.")]
+Tag = Annotated[str, typer.Option(help="Their tag.")]
+With = Annotated[str, typer.Option("--builder", help="docker, podman or buildah; default: the first that works.")]
+
+
+@images_app.command("build")
+def images_build(
+    names: Names = None,
+    everything: All = False,
+    tag: Tag = "latest",
+    settings: Annotated[
+        list[str] | None, typer.Option("--build-arg", metavar="KEY=VALUE", help="BASE, INDEX or TORCH_INDEX.")
+    ] = None,
+    compressed: Annotated[
+        bool, typer.Option("--compressed", help="Tell the compressed size too: it takes a while.")
+    ] = False,
+    builder: With = "",
+) -> None:
+    """Build images, with MNIST's files in those that need them.
+
+    Example: nas images build iris-trainer server
+    """
+    from nas import images
+
+    tool = images.Builder(builder)
+    for name in _named(names, everything):
+        built = tool.build(ROOT, name, tag, _home(), settings or [], show=True)
+        packed = f", {tool.packed(built.name) / 1e6:.0f} MB compressed" if compressed else ""
+        print(f"image {built.name} {built.digest[7:19]}: {built.size / 1e6:.0f} MB{packed}", flush=True)
+
+
+@images_app.command("import")
+def images_import(
+    names: Names = None,
+    everything: All = False,
+    tag: Tag = "latest",
+    into: Annotated[str, typer.Option(help="microk8s, containerd, k3s, kind or minikube; default: seen.")] = "",
+    push: Annotated[str, typer.Option(metavar="HOST/PATH", help="Push to a registry instead.")] = "",
+    builder: With = "",
+    target: On = Target.AUTO,
+) -> None:
+    """Bring built images into a cluster's nodes, as a stream; those that are there already are skipped.
+
+    Example: nas images import --all --target microk8s
+    """
+    from nas import images
+    from nas import release as release_
+
+    tool = images.Builder(builder)
+    runtime = None if push else images.runtime(into, None if into else _cluster(target, NAMESPACE))
+    for name in _named(names, everything):
+        image = tool.image(images.full(name, tag))
+        if image is None:
+            raise NasError(f"{name}:{tag} isn't built yet: nas images build {name}")
+        if runtime:
+            release_.bring(tool, runtime, image)
+        else:
+            tool.push(image.name, images.full(name, tag, push))
+
+
+def _named(names: list[str] | None, everything: bool) -> list[str]:
+    from nas import images
+
+    if bool(names) == everything:
+        raise NasError(f"which images? {', '.join(images.folders(ROOT))}, or --all")
+    return names or images.folders(ROOT)
+
+
+@artifacts_app.command("list")
+def artifacts_list(
+    path: Annotated[str, typer.Argument(help="A folder on the claim.")] = ".",
+    release: ItsRelease = "",
+    target: On = Target.AUTO,
+    namespace: Namespace = NAMESPACE,
+) -> None:
+    """List the files on a claim: bytes, time, path.
+
+    Example: nas artifacts list iris/versions --release iris-nas
+    """
+    import datetime
+
+    from nas import artifacts
+
+    with artifacts.opened(_cluster(target, namespace), ROOT, release) as claim:
+        for entry in claim.ask("list", {"path": artifacts.there(path), "digests": False}):
+            when = datetime.datetime.fromtimestamp(entry["modified"]).isoformat(" ", "seconds")
+            print(f"{entry['size']:>12} {when} {entry['path']}")
+
+
+@artifacts_app.command()
+def copy(
+    path: Annotated[str, typer.Argument(help="A file or folder on the claim; default: the promoted model.")] = "",
+    destination: Annotated[Path, typer.Argument(help="Where to; an existing folder gets it inside.")] = Path(),
+    release: ItsRelease = "",
+    target: On = Target.AUTO,
+    namespace: Namespace = NAMESPACE,
+) -> None:
+    """Copy from a claim to this machine; what is here already isn't copied again, and a broken copy goes on.
+
+    Example: nas artifacts copy iris/versions ./versions --release iris-nas
+    """
+    from nas import artifacts
+    from nas import release as release_
+    from nas.view import meter
+
+    cluster = _cluster(target, namespace)
+    with artifacts.opened(cluster, ROOT, release) as claim:
+        name = Path(path).name
+        if not path:
+            path, name = release_.current(cluster, claim, release)
+        place = destination / name if destination.is_dir() else destination
+        with meter(f"copying {path}") as (told, begin):
+            count = claim.copy(path, place, told, begin)
+    print(f"{count} {'file' if count == 1 else 'files'} in {place}, checksums compared")
+
+
+@artifacts_app.command()
+def put(
+    source: Annotated[Path, typer.Argument(exists=True, help="A file or folder here.")],
+    path: Annotated[str, typer.Argument(help="Its name on the claim.")],
+    release: ItsRelease = "",
+    target: On = Target.AUTO,
+    namespace: Namespace = NAMESPACE,
+) -> None:
+    """Copy from this machine to a claim, in the same way.
+
+    Example: nas artifacts put flowers.csv iris/inputs/flowers.csv --release iris-nas
+    """
+    from nas import artifacts
+    from nas.view import meter
+
+    with artifacts.opened(_cluster(target, namespace), ROOT, release) as claim, meter(f"sending {source}") as meters:
+        count = claim.put(source, path, *meters)
+    print(f"{count} {'file' if count == 1 else 'files'} in {path} on the claim, checksums compared")
 
 
 @data_app.command()
@@ -122,15 +392,24 @@ def mnist(
 
 
 @app.command(context_settings=PASS_ON, add_help_option=False)
-def models(context: typer.Context) -> None:
+def models(
+    context: typer.Context, target: On = Target.AUTO, release: Release = None, namespace: Namespace = NAMESPACE
+) -> None:
     """List, show, promote, rollback, unpin, verify or gc the models in the store.
 
     Example: nas models list --model iris
     """
+    words = context.args or ["--help"]
+    model = next((b for a, b in zip(["", *words], [*words, ""], strict=True) if a in ("--model", "-m")), "")
+    cluster, name = _place(target, namespace, release, f"{model}-nas") if release or model else (None, "")
+    if cluster:
+        from nas import release as release_
+
+        raise typer.Exit(release_.models(cluster, ROOT, name, words))
     from modelkit import store
 
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no error
-    raise typer.Exit(store.main(context.args or ["--help"], prog="nas models", root=_home() / "model"))
+    raise typer.Exit(store.main(words, prog="nas models", root=_home() / "model"))
 
 
 @app.command(context_settings=PASS_ON, add_help_option=False)

@@ -11,6 +11,14 @@ from modelkit.store import Store
 
 ROOT = Path(__file__).parents[2]
 Nas = Callable[..., subprocess.CompletedProcess[str]]
+ON_CLUSTERS = [
+    ["watch"],
+    ["doctor"],
+    ["cluster", "setup"],
+    ["images", "build"],
+    ["images", "import"],
+    *(["artifacts", name] for name in ("list", "copy", "put")),
+]
 QUICK = [
     "--set",
     "experiment.maxTrials=2",
@@ -161,7 +169,21 @@ def test_a_port_in_use_is_told(nas: Nas) -> None:
 
 
 def test_every_command_shows_an_example(nas: Nas) -> None:
-    for words in (["run"], ["serve"], ["batch"], ["data", "mnist"], ["models", "list"], ["models", "gc"]):
+    for words in (["run"], ["serve"], ["batch"], ["data", "mnist"], ["models", "list"], ["models", "gc"], *ON_CLUSTERS):
         result = nas(*words, "--help")
         assert result.returncode == 0
         assert f"Example: nas {' '.join(words)}" in " ".join(result.stdout.split())
+
+
+def test_a_command_for_a_cluster_says_how_to_name_one(nas: Nas, tmp_path: Path) -> None:
+    environment = {"PATH": str(tmp_path), "KUBECONFIG": str(tmp_path / "none")}
+    for words in (["watch", "iris-nas"], ["artifacts", "list"], ["models", "list", "--release", "x"], ["doctor"]):
+        result = nas(*words, **environment)
+        assert (result.returncode, "--target cluster is the current kubeconfig context" in result.stderr) == (1, True)
+    result = nas("watch", "iris-nas", "--target", "cluster", **environment)
+    assert (result.returncode, "kubectl is not on PATH: install it" in result.stderr) == (1, True)
+
+
+def test_a_local_command_does_not_load_the_clients_of_a_cluster() -> None:
+    check = "import sys, nas.cli, nas.local; sys.exit(any(m in sys.modules for m in ('kubernetes', 'nas.release')))"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0

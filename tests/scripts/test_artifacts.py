@@ -1,0 +1,230 @@
+"""Copies from and to a claim, over a kubectl that runs the bridge's program here and breaks off when told to."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nas import artifacts, bridge
+from nas.artifacts import Claim
+from nas.errors import NasError
+
+# Passes a command's stdin and stdout on, and stops both after so many bytes.
+THROTTLE = """
+import os, subprocess, sys, threading
+way, limit, *command = sys.argv[1:]
+left = int(limit)
+program = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+def pass_on(source, target, limited):
+    global left
+    while data := os.read(source, 65536):
+        if limited:
+            data = data[:left]
+            left -= len(data)
+        try:
+            os.write(target, data)
+        except OSError:
+            return
+        if limited and not left:
+            program.kill()
+            os._exit(137)
+    os.close(target)
+threading.Thread(
+    target=pass_on, args=(0, program.stdin.fileno(), way == "in"), daemon=True
+).start()
+pass_on(program.stdout.fileno(), 1, way == "out")
+sys.exit(program.wait())
+"""
+
+
+class Kubectl:
+    """Stands for a cluster whose claim is a folder here. `cuts` has a way and a number of bytes for the next calls."""
+
+    def __init__(self, claim: Path) -> None:
+        self.claim, self.cuts, self.calls = claim, dict[str, list[tuple[str, int]]](), list[str]()
+
+    def start(self, *words: str, stdin: bool) -> "subprocess.Popen[bytes]":
+        assert (words[:4], stdin) == (("exec", "-i", "x-bridge-0", "--"), True)
+        program, *_, name, root = command = list(words[4:])
+        assert (program, root) == ("python3", "/model")
+        self.calls.append(name)
+        command = [sys.executable, *command[1:-1], str(self.claim)]
+        if cuts := self.cuts.get(name):
+            way, limit = cuts.pop(0)
+            command = [sys.executable, "-c", THROTTLE, way, str(limit), *command]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe)
+
+    def get(self, *_: str) -> dict[str, Any]:
+        return {"status": {"conditions": [{"type": "Ready", "status": "True"}]}}
+
+
+@pytest.fixture
+def kubectl(tmp_path: Path) -> Kubectl:
+    (tmp_path / "claim").mkdir()
+    return Kubectl(tmp_path / "claim")
+
+
+@pytest.fixture
+def claim(kubectl: Kubectl) -> Claim:
+    return Claim(kubectl, "x-bridge-0")  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def fill() -> Callable[[Path], dict[str, bytes]]:
+    """Files of every kind below a folder."""
+
+    def make(folder: Path) -> dict[str, bytes]:
+        contents = {"a/big.bin": bytes(range(256)) * 8192, "odd näme": b"a\0\r\n\xff", "empty": b"", "z": b"last"}
+        for name, data in contents.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(data)
+        return contents
+
+    return make
+
+
+def held(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def ignore(_: int) -> None:
+    pass
+
+
+Fill = Callable[[Path], dict[str, bytes]]
+
+
+def test_a_folder_comes_over_byte_for_byte(claim: Claim, kubectl: Kubectl, fill: Fill, tmp_path: Path) -> None:
+    contents = fill(kubectl.claim / "iris")
+    assert claim.copy("iris", tmp_path / "here", ignore, ignore) == 4
+    assert held(tmp_path / "here") == contents
+
+
+def test_a_folder_goes_over_byte_for_byte(claim: Claim, kubectl: Kubectl, fill: Fill, tmp_path: Path) -> None:
+    contents = fill(tmp_path / "here")
+    assert claim.put(tmp_path / "here", "/model/iris", ignore, ignore) == 4
+    assert held(kubectl.claim / "iris") == contents
+
+
+def test_one_file_gets_the_name_it_is_given(claim: Claim, kubectl: Kubectl, fill: Fill, tmp_path: Path) -> None:
+    contents = fill(kubectl.claim)
+    claim.copy("/model/a/big.bin", tmp_path / "mine", ignore, ignore)
+    claim.put(tmp_path / "mine", "b/yours", ignore, ignore)
+    assert (kubectl.claim / "b/yours").read_bytes() == contents["a/big.bin"]
+
+
+def test_a_copy_that_breaks_off_goes_on_where_it_was(
+    claim: Claim, kubectl: Kubectl, fill: Fill, tmp_path: Path
+) -> None:
+    contents = fill(kubectl.claim)
+    kubectl.cuts["read"] = [("out", 1_000_000), ("out", 1_000_000)]
+    steps: list[int] = []
+    claim.copy(".", tmp_path / "here", steps.append, ignore)
+    assert held(tmp_path / "here") == contents
+    assert kubectl.calls.count("read") == 3
+    assert sum(steps) == sum(map(len, contents.values())), "no byte came twice"
+
+
+def test_a_put_that_breaks_off_goes_on_where_it_was(claim: Claim, kubectl: Kubectl, fill: Fill, tmp_path: Path) -> None:
+    contents = fill(tmp_path / "here")
+    kubectl.cuts["write"] = [("in", 700_000)]
+    claim.put(tmp_path / "here", "iris", ignore, ignore)
+    assert held(kubectl.claim / "iris") == contents
+    assert kubectl.calls.count("write") == 2
+
+
+def test_a_copy_that_gets_no_further_ends_and_leaves_no_file_under_its_name(
+    claim: Claim, kubectl: Kubectl, tmp_path: Path
+) -> None:
+    (kubectl.claim / "model.onnx").write_bytes(bytes(3_000_000))
+    kubectl.cuts["read"] = [("out", 1_500_000)] + [("out", 0)] * 20
+    with pytest.raises(NasError, match=r"breaks off .*: call it again to go on"):
+        claim.copy("model.onnx", tmp_path / "model.onnx", ignore, ignore)
+    (part,) = tmp_path.glob(".model.onnx.*.part")
+    assert not (tmp_path / "model.onnx").exists()
+    assert 0 < part.stat().st_size < 3_000_000
+    kubectl.cuts.clear()
+    steps: list[int] = []
+    claim.copy("model.onnx", tmp_path / "model.onnx", steps.append, ignore)
+    assert (tmp_path / "model.onnx").stat().st_size == 3_000_000
+    assert sum(steps) < 3_000_000, "the second call goes on"
+    assert not part.exists()
+
+
+def test_what_is_there_already_is_not_sent_again(claim: Claim, kubectl: Kubectl, fill: Fill, tmp_path: Path) -> None:
+    fill(kubectl.claim)
+    for _ in range(2):
+        claim.copy(".", tmp_path / "here", ignore, ignore)
+        claim.put(tmp_path / "here", ".", ignore, ignore)
+    assert (kubectl.calls.count("read"), kubectl.calls.count("write")) == (1, 0)
+
+
+def test_a_file_that_came_wrong_is_fetched_again(
+    claim: Claim, kubectl: Kubectl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (kubectl.claim / "f").write_bytes(b"right")
+    receive, seen = bridge.receive, list[bytes]()
+
+    def spoilt(source: Any, *rest: Any) -> None:
+        seen.append(source.read(5))
+        data = b"wrong" if len(seen) == 1 else seen[-1]
+        receive(__import__("io").BytesIO(data), *rest)
+
+    monkeypatch.setattr(bridge, "receive", spoilt)
+    claim.copy("f", tmp_path / "f", ignore, ignore)
+    assert ((tmp_path / "f").read_bytes(), len(seen)) == (b"right", 2)
+
+
+def test_a_file_changed_on_the_claim_replaces_the_older_one_here(
+    claim: Claim, kubectl: Kubectl, tmp_path: Path
+) -> None:
+    for text in ("one", "two"):
+        (kubectl.claim / "CURRENT").write_text(text)
+        claim.copy("CURRENT", tmp_path / "CURRENT", ignore, ignore)
+        assert (tmp_path / "CURRENT").read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [("nothing", "no such file or folder"), ("../outside", "outside the claim"), ("link", "outside the claim")],
+)
+def test_what_cannot_be_read_is_told_without_trying_again(
+    claim: Claim, kubectl: Kubectl, tmp_path: Path, path: str, message: str
+) -> None:
+    (tmp_path / "outside").write_text("secret")
+    (kubectl.claim / "link").symlink_to(tmp_path / "outside")
+    with pytest.raises(NasError, match=message):
+        claim.copy(path, tmp_path / "x", ignore, ignore)
+    assert len(kubectl.calls) == 1
+
+
+def test_a_full_claim_is_told_once_and_nothing_more_is_sent(
+    claim: Claim, kubectl: Kubectl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "big").write_bytes(bytes(40_000_000))
+    source = Path(bridge.__file__).read_text()
+    full = source.replace("written = file.write(data)", "raise OSError(errno.ENOSPC, 'full', str(partial))")
+    assert full != source
+    (tmp_path / "bridge.py").write_text(full)
+    monkeypatch.setattr(bridge, "__file__", str(tmp_path / "bridge.py"))
+    steps: list[int] = []
+    with pytest.raises(NasError, match="no space left on the claim"):
+        claim.put(tmp_path / "big", "big", steps.append, ignore)
+    assert kubectl.calls == ["offsets", "write"]
+    assert sum(steps) < 40_000_000
+    assert held(kubectl.claim) == {}
+
+
+def test_locks_and_unfinished_files_stay_where_they_are(claim: Claim, kubectl: Kubectl, tmp_path: Path) -> None:
+    for name in ("iris/.lock", "iris/versions/.new-abc/model.onnx", ".f.0123.part", "iris/CURRENT"):
+        (kubectl.claim / name).parent.mkdir(parents=True, exist_ok=True)
+        (kubectl.claim / name).touch()
+    claim.copy(".", tmp_path / "here", ignore, ignore)
+    assert list(held(tmp_path / "here")) == ["iris/CURRENT"]
+
+
+def test_paths_may_be_written_as_pods_see_them() -> None:
+    assert [artifacts.there(p) for p in ("/model/iris", "/model", "iris/", ".")] == ["iris", ".", "iris", "."]

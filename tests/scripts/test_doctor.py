@@ -1,0 +1,165 @@
+"""What the doctor says of clusters that lack something, each finding with a command that mends it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nas import doctor
+from nas.cluster import ClusterError, Target
+from nas.doctor import Finding
+
+Object = dict[str, Any]
+
+
+class Cluster:
+    """A cluster as its objects, healthy until a test takes something away."""
+
+    target, namespace, kubectl, options = Target.CLUSTER, "nas", ["kubectl"], "--target cluster"
+
+    def __init__(self) -> None:
+        self.version: Object | None = {
+            "clientVersion": {"gitVersion": "v1.34.0"},
+            "serverVersion": {"gitVersion": "v1.31.2"},
+        }
+        ready = [{"type": "Ready", "status": "True"}, {"type": "DiskPressure", "status": "False"}]
+        info = {"architecture": "amd64", "kubeletVersion": "v1.31.2"}
+        node = {"nodeInfo": info, "conditions": ready, "images": [{"names": ["docker.io/library/server:latest"]}]}
+        hook = {"name": doctor.WEBHOOK, "clientConfig": {"caBundle": "abc"}}
+        default = {"storageclass.kubernetes.io/is-default-class": "true"}
+        labels = {"katib.kubeflow.org/metrics-collector-injection": "enabled"}
+        self.held: dict[str, dict[str, Object]] = {
+            "Node": {"one": {"metadata": {"name": "one", "labels": {}}, "spec": {}, "status": node}},
+            "CustomResourceDefinition": {f"{k}.kubeflow.org": {} for k in ("experiments", "trials", "suggestions")},
+            "Deployment": {name: deployment(name) for name in doctor.KATIB_PARTS},
+            "ValidatingWebhookConfiguration": {"katib": {"webhooks": [hook]}},
+            "Namespace": {"nas": {"metadata": {"labels": labels}}},
+            "StorageClass": {"disk": {"metadata": {"name": "disk", "annotations": default}}},
+        }
+
+    def call(self, *_: str, **__: Any) -> str:
+        if self.version is None:
+            raise ClusterError("The connection to the server was refused")
+        return json.dumps(self.version)
+
+    def get(self, kind: str, name: str) -> Object | None:
+        return self.held[kind].get(name)
+
+    def objects(self, kind: str, **_: Any) -> list[Object]:
+        return list(self.held[kind].values())
+
+
+def deployment(name: str) -> Object:
+    template = {"spec": {"containers": [{"image": f"ghcr.io/kubeflow/katib/{name}:v0.19.0"}]}}
+    return {"metadata": {"name": name}, "spec": {"template": template}, "status": {"readyReplicas": 1}}
+
+
+@pytest.fixture
+def cluster() -> Cluster:
+    return Cluster()
+
+
+@pytest.fixture
+def wrong(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, str]]:
+    """Findings that say something is wrong: what mends it, by what is said."""
+    (tmp_path / "images/server").mkdir(parents=True)
+    (tmp_path / "images/server/Dockerfile").touch()
+    monkeypatch.setattr(doctor.chart, "helm", lambda _: "helm")
+
+    def look(*wanted: str) -> dict[str, str]:
+        found: list[Finding] = list(doctor.findings(cluster, tmp_path, tmp_path, list(wanted)))  # type: ignore[arg-type]
+        return {f"{finding.subject}: {finding.text}": finding.mend for finding in found if finding.mend}
+
+    return look
+
+
+Wrong = Callable[..., dict[str, str]]
+
+
+def test_a_healthy_cluster_has_nothing_wrong(wrong: Wrong) -> None:
+    assert wrong("server:latest", "registry.example/team/other:1") == {}
+
+
+def test_a_cluster_that_does_not_answer_is_the_only_finding(cluster: Cluster, wrong: Wrong) -> None:
+    cluster.version = None
+    assert list(wrong()) == ["cluster: it doesn't answer: The connection to the server was refused"]
+
+
+def test_an_old_kubernetes_is_told(cluster: Cluster, wrong: Wrong) -> None:
+    assert cluster.version
+    cluster.version["serverVersion"]["gitVersion"] = "v1.27.9"
+    assert wrong() == {"Kubernetes: v1.27.9": "upgrade the cluster to 1.28 or newer"}
+
+
+@pytest.mark.parametrize("kind", ["experiments", "trials", "suggestions"])
+def test_a_missing_crd_is_mended_by_setup(cluster: Cluster, wrong: Wrong, kind: str) -> None:
+    del cluster.held["CustomResourceDefinition"][f"{kind}.kubeflow.org"]
+    told = f"Katib: the cluster doesn't know {kind}.kubeflow.org"
+    assert wrong() == {told: "nas cluster setup --target cluster"}
+
+
+def test_a_part_of_katib_that_is_missing_or_not_ready_is_named(cluster: Cluster, wrong: Wrong) -> None:
+    del cluster.held["Deployment"]["katib-ui"]
+    cluster.held["Deployment"]["katib-mysql"]["status"] = {}
+    assert wrong() == {
+        "Katib: katib-ui isn't there": "nas cluster setup --target cluster",
+        "Katib: katib-mysql isn't ready": "kubectl -n kubeflow describe deployment katib-mysql",
+    }
+
+
+def test_a_webhook_without_its_certificate_is_told(cluster: Cluster, wrong: Wrong) -> None:
+    cluster.held["ValidatingWebhookConfiguration"]["katib"]["webhooks"][0]["clientConfig"] = {}
+    (mend,) = wrong().values()
+    assert mend == "kubectl -n kubeflow rollout restart deployment katib-controller"
+
+
+def test_a_namespace_without_the_label_is_mended_by_the_label(cluster: Cluster, wrong: Wrong) -> None:
+    cluster.held["Namespace"]["nas"]["metadata"]["labels"] = {}
+    (mend,) = wrong().values()
+    assert mend == "kubectl label namespace nas katib.kubeflow.org/metrics-collector-injection=enabled --overwrite"
+    del cluster.held["Namespace"]["nas"]
+    assert wrong() == {"namespace: nas isn't there": "nas cluster setup --target cluster"}
+
+
+def test_without_a_default_storage_class_those_there_are_named(cluster: Cluster, wrong: Wrong) -> None:
+    cluster.held["StorageClass"]["disk"]["metadata"]["annotations"] = {}
+    assert wrong() == {"storage: no default storage class (there: disk)": "set storage.storageClass"}
+
+
+def test_an_image_that_no_node_has_is_told_but_not_one_of_a_registry(cluster: Cluster, wrong: Wrong) -> None:
+    cluster.held["Node"]["one"]["status"]["images"] = []
+    (mend,) = wrong("server:latest", "registry.example/server:1").values()
+    assert mend == "nas images build server && nas images import server --target cluster"
+
+
+def test_nodes_under_pressure_not_ready_or_of_two_kinds_are_told(cluster: Cluster, wrong: Wrong) -> None:
+    one = cluster.held["Node"]["one"]
+    two = json.loads(json.dumps(one)) | {"metadata": {"name": "two", "labels": {}}}
+    two["status"]["nodeInfo"]["architecture"] = "arm64"
+    two["status"]["conditions"] = []
+    one["status"]["conditions"][1]["status"] = "True"
+    cluster.held["Node"]["two"] = two
+    assert wrong() == {
+        "node: one has DiskPressure: it takes no pods": "kubectl describe node one",
+        "node: two isn't ready": "kubectl describe node two",
+        "node: architectures differ (amd64, arm64): an image runs on one": (
+            "nodeSelector: {kubernetes.io/arch: …} in the values"
+        ),
+    }
+
+
+def test_microk8s_add_ons_that_are_enabled_already_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = tmp_path / "microk8s"
+    status = "microk8s is running\naddons:\n  enabled:\n    dns  # DNS\n  disabled:\n    hostpath-storage  # class\n"
+    script.write_text(f'#!/bin/sh\n[ "$1" = status ] && printf "{status}" || echo "$@" >>{tmp_path}/calls\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    doctor._addons(["dns", "hostpath-storage"], 10)
+    assert (tmp_path / "calls").read_text() == "enable hostpath-storage\n"
+    assert capsys.readouterr().out.splitlines() == [
+        "add-on dns: it is enabled already",
+        "add-on hostpath-storage: enabling",
+    ]
