@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from commandline import Nas
 from node import Node
 from release import ROOT, Cluster, Release
 
@@ -76,3 +77,9 @@ def shared_release(cluster: Cluster) -> Iterator[Release]:
     """A release for all tests of a file, not installed yet."""
     with namespaces(cluster) as make:
         yield Release(cluster, make(), "iris-nas")
+
+
+@pytest.fixture(scope="module")
+def nas(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Nas:
+    """The commands of this checkout, for the cluster."""
+    return Nas(cluster, tmp_path_factory.mktemp("tools"))
