@@ -189,11 +189,13 @@ def test_batch_scores_files_of_this_machine_once_and_brings_the_result_home(
     nas: Nas, release: Release, tmp_path: Path
 ) -> None:
     (tmp_path / "rows.csv").write_text(ROWS)
-    words = ["nas", "batch", "--release", release.name, str(tmp_path / "rows.csv"), "--output", str(tmp_path / "out")]
+    words = ["nas", "batch", "--release", release.name, str(tmp_path / "rows.csv"), "--format", "csv"]
+    words += ["--output", str(tmp_path / "out")]
     jobs = set()
     for _ in range(2):
         assert "Sample 0: predicted class = 0 (setosa)" in nas(*words).stdout
-        assert (tmp_path / "out/predictions.csv").read_text().splitlines()[1] == "0,0,setosa"
+        (predictions,) = (tmp_path / "out").rglob("*.csv")
+        assert predictions.read_text().splitlines()[1] == "0,0,setosa"
         jobs |= {job["metadata"]["uid"] for job in release.get("jobs", "--selector=app.kubernetes.io/name=batch")}
     assert len(jobs) == 1
 
