@@ -28,10 +28,10 @@ def run(
     """Images, `helm upgrade --install`, and the search until it is over; the exit status. Raises NasError."""
     rendered = chart.render(root, home, release, values, settings)
     name = chart.experiment(rendered, values[-1])["metadata"]["name"]
-    if build:
-        deliver(cluster, root, home, images.wanted(rendered))
+    built = deliver(cluster, root, home, images.wanted(rendered)) if build else {}
     cluster.helm("upgrade", "--install", release, str(root / "charts" / "nas"), *chart.options(values, settings))
     print(f"release {release} is installed in namespace {cluster.namespace}", flush=True)
+    _restart_outdated(cluster, release, built)
     return watch(cluster, root, release, name)
 
 
@@ -67,10 +67,27 @@ def watch(cluster: Cluster, root: Path, release: str, name: str = "") -> int:
     return 0
 
 
-def deliver(cluster: Cluster, root: Path, home: Path, references: list[str]) -> None:
+def _restart_outdated(cluster: Cluster, release: str, built: dict[str, str]) -> None:
+    """Restart bridge and server where they run an older image: pods keep the one they started with."""
+    kinds, outdated = {"bridge": "statefulset", "serving": "deployment"}, set()
+    for pod in cluster.objects("Pod", f"app.kubernetes.io/instance={release}"):
+        part = pod["metadata"]["labels"].get("app.kubernetes.io/name", "")
+        wanted = built.get(image_name(pod["spec"]["containers"][0]["image"]))
+        runs = "".join(status.get("imageID", "") for status in pod["status"].get("containerStatuses") or [])
+        if part in kinds and wanted and runs and wanted not in runs:
+            outdated.add(f"{kinds[part]}/{release}-{part}")
+    for name in sorted(outdated, reverse=True):
+        print(f"{name} runs an older image: restarting it", flush=True)
+        cluster.call("rollout", "restart", name)
+        if name.startswith("statefulset"):
+            cluster.call("rollout", "status", name, f"--timeout={START:.0f}s")
+
+
+def deliver(cluster: Cluster, root: Path, home: Path, references: list[str]) -> dict[str, str]:
     """Build these images and bring them where the cluster gets them from: its nodes, or the registry in their names.
 
-    Images that aren't this project's, or are named by a digest, are left alone. Raises NasError.
+    Images that aren't this project's, or are named by a digest, are left alone. Returns the ids of those that the nodes
+    have now, by the images' names. Raises NasError.
     """
     ours = [name for name in references if image_name(name) in images.folders(root) and "@" not in name]
     local = [name for name in ours if "/" not in name]
@@ -82,7 +99,8 @@ def deliver(cluster: Cluster, root: Path, home: Path, references: list[str]) -> 
         if lacking or len(local) < len(ours):
             raise
         print("images are there already; none is built", flush=True)
-        return
+        return {}
+    brought = {}
     for reference in ours:
         folder, _, tag = reference.rpartition("/")[2].partition(":")
         built = builder.build(root, folder, tag or "latest", home, [], show=False)
@@ -90,6 +108,8 @@ def deliver(cluster: Cluster, root: Path, home: Path, references: list[str]) -> 
             builder.push(built.name, reference)
         elif runtime:
             bring(builder, runtime, built)
+            brought[folder] = built.digest
+    return brought
 
 
 def bring(builder: images.Builder, runtime: images.Runtime, image: images.Image) -> None:
