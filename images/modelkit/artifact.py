@@ -17,6 +17,7 @@ import numpy.typing as npt
 from modelkit import files
 
 MODEL_FILE, MANIFEST_FILE = "model.onnx", "manifest.json"
+EVALUATION_FILE = "evaluation.json"  # in a trial's folder, beside them
 SCHEMA_VERSION = 1
 SIZE_CAP = 256 * 2**20  # bytes
 OPERATORS = {"Cast", "Sub", "Mul", "Gemm", "Relu", "Tanh", "Sigmoid", "Softmax"}
@@ -109,6 +110,35 @@ class Outcomes(msgspec.Struct, frozen=True):
 
     def _bits(self) -> npt.NDArray[np.bool_]:
         return np.unpackbits(np.frombuffer(self.right, np.uint8), count=self.rows).astype(bool)
+
+
+class Mistake(msgspec.Struct, frozen=True):
+    """A test row that a model takes for another class: class indices, and the probability it gave the wrong one."""
+
+    row: list[float]
+    label: int
+    predicted: int
+    probability: float
+
+
+class Evaluation(msgspec.Struct, frozen=True):
+    """What the test set showed, for a report: counts by [label][prediction], and the surest mistakes, surest first."""
+
+    confusion: list[list[int]]
+    mistakes: list[Mistake]
+
+    @classmethod
+    def of(cls, probabilities: Array, rows: Array, labels: Array, most: int = 24) -> "Evaluation":
+        """From predictions [N, classes] for `rows` [N, *shape] with class indices `labels` [N]."""
+        classes, predicted = probabilities.shape[1], probabilities.argmax(axis=1)
+        confusion = np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
+        sure = probabilities.max(axis=1)
+        wrong = np.flatnonzero(predicted != labels)
+        worst = wrong[np.argsort(-sure[wrong], kind="stable")][:most]
+        mistakes = [
+            Mistake(rows[i].ravel().tolist(), int(labels[i]), int(predicted[i]), round(float(sure[i]), 4)) for i in worst
+        ]
+        return cls(confusion.tolist(), mistakes)
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -30,7 +30,7 @@ from typing import Any, ClassVar, Literal
 import msgspec
 import numpy as np
 
-from modelkit import artifact, files, store
+from modelkit import artifact, cpus, files, store
 from modelkit.artifact import Array, Input, Scores
 
 METRICS_FILE = "metrics.jsonl"
@@ -284,7 +284,7 @@ class Trial:
             return
         manifest, data = artifact.read(self.folder)
         kept = artifact.load(self.folder, manifest.digest)
-        test = kept.score(*self._test, "test") if self._test else None
+        test = self._test_once(kept) if self._test else None
         metrics = artifact.Metrics(validation=manifest.metrics.validation, test=test)
         manifest = msgspec.structs.replace(manifest, metrics=metrics, epochs_run=len(self.history))
         artifact.save(self.folder, data, manifest)
@@ -302,6 +302,14 @@ class Trial:
 
     def _outcomes_of(self, model: artifact.Model) -> artifact.Outcomes:
         return artifact.Outcomes.of(model.predict(self._validation.rows).argmax(axis=1) == self._validation.labels)
+
+    def _test_once(self, kept: artifact.Model) -> Scores:
+        assert self._test
+        rows, labels = self._test
+        probabilities = kept.predict(rows)
+        evaluation = artifact.Evaluation.of(probabilities, rows, labels)
+        files.write(self.folder / artifact.EVALUATION_FILE, msgspec.json.encode(evaluation), durable=False)
+        return artifact.score([probabilities], [labels], "test")
 
     def _out_of_patience(self) -> bool:
         return self.best is not None and len(self.history) - self.best.epoch >= self._args.patience
@@ -392,7 +400,8 @@ def _data_digest(validation: Holdout | CrossValidation) -> str:
 
 
 def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
+    # With other threads the sums are other in their last digits, and so is the model.
+    versions = {"python": platform.python_version(), "threads": str(cpus())}
     for name in _LIBRARIES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)

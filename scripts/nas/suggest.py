@@ -9,6 +9,7 @@ from nas.errors import NasError
 from nas.experiment import Experiment, Parameter
 
 ALGORITHMS = ("random", "tpe", "multivariate-tpe", "cmaes", "sobol", "grid", "bayesianoptimization")
+DRAWS = 100  # for a point that wasn't tried; the last nine tenths at random
 
 
 class Suggester:
@@ -24,30 +25,30 @@ class Suggester:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._optuna: Any = optuna
         self._space = {p.name: _distribution(optuna, p) for p in experiment.parameters}
-        self._tried = [assignments for assignments, _ in earlier]
+        self._tried = [assignments for assignments, _ in earlier]  # or being tried
         self._grid: Iterator[dict[str, str]] | None = None
         if experiment.algorithm == "grid":  # Optuna's grid can only be walked by its own loop
             points = itertools.product(*(_points(name, d) for name, d in self._space.items()))
             self._grid = (dict(zip(self._space, map(_text, point), strict=True)) for point in points)
             return
-        self._study: Any = optuna.create_study(
-            direction="maximize" if experiment.maximize else "minimize",
-            sampler=_sampler(optuna, experiment, len(earlier)),
-        )
-        for assignments, value in earlier:
-            params = {name: _parse(self._space[name], text) for name, text in assignments.items()}
-            state = optuna.trial.TrialState.COMPLETE if value is not None else optuna.trial.TrialState.FAIL
-            self._study.add_trial(
-                optuna.trial.create_trial(params=params, distributions=self._space, value=value, state=state)
-            )
+        self._study, self._sampler = study(experiment, earlier), _sampler(optuna, experiment, len(earlier))
+        self._anywhere = optuna.samplers.RandomSampler(_seed(experiment, len(earlier)))
 
     def ask(self) -> tuple[int, dict[str, str]] | None:
-        """A number to `tell` the outcome by, and the assignments; None when a grid has no point left."""
+        """A number to `tell` the outcome by, and the assignments; None when no new point is left."""
         if self._grid:
             point = next((point for point in self._grid if point not in self._tried), None)
             return None if point is None else (-1, point)
-        trial = self._study.ask(self._space)
-        return trial.number, {name: _text(value) for name, value in trial.params.items()}
+        for draw in range(DRAWS):
+            # All trials of a search train with one seed: a point that was tried would give the same model again.
+            self._study.sampler = self._sampler if draw < DRAWS // 10 else self._anywhere
+            trial = self._study.ask(self._space)
+            point = {name: _text(value) for name, value in trial.params.items()}
+            if point not in self._tried:
+                self._tried.append(point)
+                return trial.number, point
+            self._study.tell(trial.number, state=self._optuna.trial.TrialState.FAIL)
+        return None
 
     def tell(self, number: int, value: float | None) -> None:
         """The objective value of the trial `ask` gave that number, None when it failed."""
@@ -56,11 +57,30 @@ class Suggester:
             self._study.tell(number, value, state=state)
 
 
+def study(experiment: Experiment, outcomes: list[tuple[dict[str, str], float | None]]) -> Any:
+    """Trials as Optuna's study: their assignments and objective values (None: failed)."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    space = {p.name: _distribution(optuna, p) for p in experiment.parameters}
+    made = optuna.create_study(direction="maximize" if experiment.maximize else "minimize")
+    for assignments, value in outcomes:
+        params = {name: _parse(space[name], text) for name, text in assignments.items()}
+        state = optuna.trial.TrialState.COMPLETE if value is not None else optuna.trial.TrialState.FAIL
+        made.add_trial(optuna.trial.create_trial(params=params, distributions=space, value=value, state=state))
+    return made
+
+
+def _seed(experiment: Experiment, earlier: int) -> int | None:
+    """Of the algorithm. A resumed run draws anew instead of repeating its first draws."""
+    given = experiment.settings.get("random_state")
+    return (int(given) + earlier) % 2**32 if given is not None else None
+
+
 def _sampler(optuna: Any, experiment: Experiment, earlier: int) -> Any:
     samplers, settings = optuna.samplers, experiment.settings
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # multivariate TPE, Sobol, Gauss
-    # A resumed run draws anew instead of repeating its first draws.
-    seed = (int(settings["random_state"]) + earlier) % 2**32 if "random_state" in settings else None
+    seed = _seed(experiment, earlier)
     startup = {"n_startup_trials": int(settings.get("n_initial_points", settings.get("n_startup_trials", 10)))}
     match experiment.algorithm:
         case "random":
