@@ -20,7 +20,7 @@ MODEL_FILE, MANIFEST_FILE = "model.onnx", "manifest.json"
 EVALUATION_FILE = "evaluation.json"  # in a trial's folder, beside them
 SCHEMA_VERSION = 1
 SIZE_CAP = 256 * 2**20  # bytes
-OPERATORS = {"Cast", "Sub", "Mul", "Gemm", "Relu", "Tanh", "Sigmoid", "Softmax"}
+OPERATORS = {"Cast", "Gather", "Equal", "Concat", "Sub", "Mul", "Gemm", "Relu", "Tanh", "Sigmoid", "Softmax"}
 ACTIVATIONS = {"relu": "Relu", "tanh": "Tanh", "logistic": "Sigmoid", "identity": None}
 CONTRACT = "nas.contract"  # a metadata key of model.onnx
 _NEXT = ".manifest.next"
@@ -33,12 +33,27 @@ class ArtifactError(Exception):
     """A model that can't be trusted or used; the message says which and why."""
 
 
-class Feature(msgspec.Struct, frozen=True):
-    """One column of a table, with the range seen in training."""
+class Feature(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One column of a table, with the range seen in training; `values` are a category's, in the order of its numbers."""
 
     name: str
     min: float
     max: float
+    values: list[str] | None = None
+
+    def number(self, cell: object) -> float:
+        """A cell as the model takes it: a finite float32, or its category's index. Raises ValueError saying what is."""
+        if self.values is not None:
+            if str(cell) not in self.values:
+                raise ValueError(f"{self.name}: expected one of {', '.join(self.values)}, got {str(cell)[:40]!r}")
+            return float(self.values.index(str(cell)))
+        try:
+            number = float(str(cell))
+        except ValueError:
+            number = float("nan")
+        if not abs(number) <= np.finfo(np.float32).max:
+            raise ValueError(f"{self.name}: expected a number, got {str(cell)[:40]!r}")
+        return number
 
 
 class Input(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -218,6 +233,19 @@ def score(
     return Scores(accuracy=correct / rows, loss=loss / rows, rows=rows, estimator=estimator)
 
 
+def widened(rows: Array, input: Input) -> Array:  # noqa: A002 - the manifest's word
+    """Rows [N, features] with a column of 0 and 1 for each value of a category, after the plain columns."""
+    plain, codes = _columns(input)
+    return np.concatenate([rows[:, plain], *(rows[:, [column]] == code for column, code in codes)], axis=1)
+
+
+def _columns(input: Input) -> tuple[list[int], list[tuple[int, int]]]:  # noqa: A002
+    """The plain columns, and (column, code) for each value of a category."""
+    features = input.features or []
+    plain = [j for j, feature in enumerate(features) if feature.values is None]
+    return plain, [(j, code) for j, feature in enumerate(features) for code in range(len(feature.values or []))]
+
+
 def mlp(
     layers: Sequence[tuple[Array, Array]],
     activation: str,
@@ -229,7 +257,8 @@ def mlp(
     """Write a multi-layer perceptron as one self-contained ONNX file.
 
     softmax(Gemm(... activation(Gemm((float(rows) - offset) * scale)))): `layers` are (weights [in, out], bias
-    [out]), `offset` and `scale` broadcast against a row. Raises ArtifactError for weights that aren't finite.
+    [out]), `offset` and `scale` broadcast against a row, which is first `widened` where its input has categories.
+    Raises ArtifactError for weights that aren't finite.
     """
     from onnx import TensorProto, helper, numpy_helper
 
@@ -253,6 +282,22 @@ def mlp(
 
     if input.dtype != "float32":
         node("Cast")
+    plain, codes = _columns(input)
+    if codes:
+        for name, array in (
+            ("plain", np.array(plain, np.int64)),
+            ("categories", np.array([column for column, _ in codes], np.int64)),
+            ("codes", np.array([code for _, code in codes], np.float32)),
+        ):
+            tensors.append(numpy_helper.from_array(array, name))
+        nodes += [
+            helper.make_node("Gather", [last, "plain"], ["numbers"], axis=1),
+            helper.make_node("Gather", [last, "categories"], ["repeated"], axis=1),
+            helper.make_node("Equal", ["repeated", "codes"], ["equal"]),
+            helper.make_node("Cast", ["equal"], ["one_hot"], to=TensorProto.FLOAT),
+            helper.make_node("Concat", ["numbers", "one_hot"], ["wide"], axis=1),
+        ]
+        last = "wide"
     if offset is not None:
         node("Sub", offset)
     if scale is not None:

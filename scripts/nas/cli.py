@@ -42,6 +42,15 @@ Namespace = Annotated[str, typer.Option(envvar="NAS_NAMESPACE", help="The cluste
 Release = Annotated[str | None, typer.Option(help="A release on a cluster; default: MODEL-nas.")]
 Build = Annotated[bool, typer.Option(help="On a cluster: build the images and bring them there.")]
 ItsRelease = Annotated[str, typer.Option("--release", envvar="NAS_RELEASE", help="A release on a cluster.")]
+
+class Form(StrEnum):
+    """What a report is written as."""
+
+    HTML = "html"
+    MARKDOWN = "md"
+    JSON = "json"
+
+
 Model = Annotated[str, typer.Option("--model", "-m", help="The model's name.")]
 
 
@@ -376,6 +385,25 @@ def put(
     with artifacts.opened(_cluster(target, namespace), ROOT, release) as claim, meter(f"sending {source}") as meters:
         count = claim.put(source, path, *meters)
     print(f"{count} {'file' if count == 1 else 'files'} in {path} on the claim, checksums compared")
+
+def report(
+    experiment: Annotated[str | None, typer.Argument(help="A search's name; default: the latest of the model.")] = None,
+    model: Model = "iris",
+    form: Annotated[Form, typer.Option("--format", help="What to write.")] = Form.HTML,
+    output: Annotated[Path | None, typer.Option(help="File; default: .nas/report/EXPERIMENT.FORMAT; -: print.")] = None,
+) -> None:
+    """Write a search's report: trials, curves, cost, mistakes, and how to train its best model again.
+
+    Example: nas report --model mnist
+    """
+    from nas import frameworks
+
+    frameworks.ensure(ROOT / "scripts/nas/report")
+    from nas.engine import Places
+    from nas.report import history, write
+
+    source = history.here(Places(ROOT, _home()), model, experiment)
+    write(source, form.value, output, _home() / "report")
 
 
 @data_app.command()

@@ -1,4 +1,4 @@
-"""What a trainer needs beyond requirements.txt, such as torch: set up when it is first needed."""
+"""What a trainer or the report needs beyond requirements.txt, such as torch: set up when it is first needed."""
 
 import importlib.metadata
 import subprocess
@@ -10,13 +10,13 @@ from packaging.requirements import Requirement
 from nas.errors import NasError
 
 
-def ensure(image: Path) -> None:
-    """Install what `image`/requirements.txt pins and this environment lacks. Raises NasError when that fails."""
-    requirements = image / "requirements.txt"
+def ensure(folder: Path) -> None:
+    """Install what `folder`/requirements.txt pins and this environment lacks. Raises NasError when that fails."""
+    requirements = folder / "requirements.txt"
     lacking = [r for r in _requirements(requirements) if not _installed(r)]
     if not lacking:
         return
-    print(f"setting up {image.name}: {', '.join(map(str, lacking))}", flush=True)
+    print(f"setting up {folder.name}: {', '.join(map(str, lacking))}", flush=True)
     uv = str(Path(sys.executable).with_name("uv"))
     command = [
         uv,
