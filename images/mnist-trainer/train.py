@@ -258,7 +258,7 @@ def main() -> None:
 
     with trial.Trial(
         args,
-        model=args.data,
+        model=Path(args.data).name,
         input=contract,
         classes=classes,
         validation=trial.Holdout(images[holdout].reshape(-1, pixels), labels[holdout]),

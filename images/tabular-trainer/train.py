@@ -5,17 +5,19 @@ to learn from and which hold categories, which become one column each inside the
 goes on from its own weights and optimiser state with every `partial_fit`, which takes no notice of its max_iter and so
 warns of nothing.
 
-Few rows are too few to set some aside. A model per fold of a repeated stratified cross-validation and one on all
-training rows train in lockstep: an epoch's accuracy is that of all held-out predictions together, and the all-rows
+Few rows are too few to set some aside. A model per fold of a stratified cross-validation and one on all training
+rows train in lockstep: an epoch's accuracy is that of all held-out predictions together, and the all-rows
 model of the best epoch is kept. Tables of many rows have a hold-out instead. One row in five is the test set: no
 choice depends on it.
 
 Accuracy on few rows moves in steps, and may not move at all in the first epochs. So an epoch also counts as an
-improvement, and patience starts anew, when it is as accurate as the best at a lower cross-entropy.
+improvement when it is as accurate as the best at a lower cross-entropy, and patience starts anew whenever either gets
+better. An epoch makes at least STEPS steps: after one pass over 100 rows an accuracy is luck, and the luckiest epoch
+would be kept.
 
 What makes few rows go far: columns are made uncorrelated by their covariance within the classes, so that the L2
 penalty shrinks towards linear discriminant analysis instead of towards the accidents of scale; and what is kept is a
-moving average of the weights over the epochs, without the noise of the last steps.
+moving average of the weights over the passes, without the noise of the last steps.
 
 Example: python3 train.py --layers=2 --units=16 --lr=0.01 --export-path=best
 """
@@ -35,10 +37,11 @@ from sklearn.neural_network import MLPClassifier
 
 SPLIT_SEED = 0  # the splits belong to the data, not to the trial, so that trials and searches compare
 TEST = HOLDOUT = 5  # one row in so many
-FOLDS, REPEATS = 5, 2
+FOLDS = 5
+STEPS = 48  # an epoch takes at least so many, over a small table in several passes
 MANY = 2000  # rows from which a hold-out is enough
 SHRINKAGE = 0.1  # of the correlations within classes, of which few rows know little
-AVERAGE = 0.8  # decay of the moving average, each epoch
+AVERAGE = 0.8  # decay of the moving average, each pass
 sklearn.set_config(assume_finite=True, skip_parameter_validation=True)  # the checks take longer than the training
 
 
@@ -108,7 +111,7 @@ def stratified(labels: artifact.Array, parts: int, seed: int = SPLIT_SEED) -> li
 class Split(NamedTuple):
     """A table taken apart: training rows and labels, how they are validated, and the test set.
 
-    `folds` are indices of held-out training rows: REPEATS times all rows in FOLDS parts, or one hold-out.
+    `folds` are indices of held-out training rows: all of them in FOLDS parts, or one hold-out.
     """
 
     rows: artifact.Array
@@ -123,7 +126,7 @@ class Split(NamedTuple):
         train = np.setdiff1d(np.arange(len(table.rows)), test)
         rows, labels = table.rows[train], table.labels[train]
         if len(train) < MANY:
-            folds = [fold for repeat in range(REPEATS) for fold in stratified(labels, FOLDS, SPLIT_SEED + repeat)]
+            folds = stratified(labels, FOLDS)
         else:
             folds = stratified(labels, HOLDOUT)[:1]
         return cls(rows, labels, folds, table.rows[test], table.labels[test])
@@ -151,18 +154,20 @@ class Learner:
             random_state=self.random,
         )
         self.average: list[artifact.Array] = []
-        self.epochs = 0
+        self.passes = -(-STEPS * args.batch_size // len(rows))
+        self.done = 0  # passes
 
     def epoch(self) -> None:
-        try:
-            self.network.partial_fit(self.rows, self.labels, classes=range(len(self.classes)))
-        except ValueError as error:  # scikit-learn's word for weights that aren't finite
-            raise trial.TrialError(f"training diverged, a lower --lr may help: {error}") from error
-        # The average starts short, so that it isn't held back by the random beginning.
-        keep = min(AVERAGE, self.epochs / (self.epochs + 2))
-        weights = [*self.network.coefs_, *self.network.intercepts_]
-        self.average = [keep * a + (1 - keep) * w for a, w in zip(self.average or weights, weights, strict=True)]
-        self.epochs += 1
+        for _ in range(self.passes):
+            try:
+                self.network.partial_fit(self.rows, self.labels, classes=range(len(self.classes)))
+            except ValueError as error:  # scikit-learn's word for weights that aren't finite
+                raise trial.TrialError(f"training diverged, a lower --lr may help: {error}") from error
+            # The average starts short, so that it isn't held back by the random beginning.
+            keep = min(AVERAGE, self.done / (self.done + 2))
+            weights = [*self.network.coefs_, *self.network.intercepts_]
+            self.average = [keep * a + (1 - keep) * w for a, w in zip(self.average or weights, weights, strict=True)]
+            self.done += 1
 
     def onnx(self) -> bytes:
         half = len(self.average) // 2
@@ -180,7 +185,7 @@ class Learner:
     def state(self) -> dict[str, artifact.Array]:
         """All that the next epoch depends on."""
         generator = self.random.get_state(legacy=False)["state"]
-        counters = np.array([generator["pos"], self.network._optimizer.t, self.epochs])
+        counters = np.array([generator["pos"], self.network._optimizer.t, self.done])
         tensors = np.concatenate([tensor.ravel() for tensor in self._tensors()])
         return {"tensors": tensors, "key": generator["key"], "counters": counters}
 
@@ -190,7 +195,7 @@ class Learner:
         parts = np.split(state["tensors"], np.cumsum([tensor.size for tensor in tensors])[:-1])
         for tensor, saved in zip(tensors, parts, strict=True):
             tensor[...] = saved.reshape(tensor.shape)
-        position, self.network._optimizer.t, self.epochs = (int(number) for number in state["counters"])
+        position, self.network._optimizer.t, self.done = (int(number) for number in state["counters"])
         self.random.set_state({"bit_generator": "MT19937", "state": {"key": state["key"], "pos": position}})
 
 

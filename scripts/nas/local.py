@@ -28,8 +28,7 @@ def run(root: Path, home: Path, values: str, number: int | None, resume: bool, s
         raise NasError(f"the Experiment of {path} doesn't say which model it makes: set global.model")
     image = image_folder(experiment, places)
     frameworks.ensure(image)
-    if dataset := data.NEEDED_BY.get(image.name):
-        data.ensure(dataset, places.data)
+    _data(experiment, image, places)
     store = Store(places.store, experiment.model)
     _check(store)
     gate = gate_of(experiment)
@@ -69,6 +68,19 @@ def _shown(path: Path) -> str:
 
 def values_file(root: Path, name: str) -> Path:
     """A values file by its path, or by its name in values/."""
+
+def _data(experiment: Experiment, image: Path, places: Places) -> None:
+    """See to it that the trial's data is there: fetched where it is known, else put there by the user."""
+    given, known = experiment.argument("data"), data.NEEDED_BY.get(image.name)
+    if known and given in (None, known):
+        data.ensure(known, places.data)
+    elif given and given != "iris":
+        path = places.store.joinpath(*Path(given).parts[2:]) if Path(given).is_absolute() else places.data / given
+        if not path.exists():
+            raise NasError(f"the trainer's data is to be at {path}, where nothing is; docs/trainers.md tells how")
+
+
+def _values(root: Path, name: str) -> Path:
     path = Path(name)
     return path if path.suffix or path.exists() else root / "values" / f"{name}.yaml"
 

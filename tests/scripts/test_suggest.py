@@ -48,6 +48,21 @@ def test_a_seed_settles_what_is_proposed(manifest: Manifest, algorithm: str) -> 
     assert first != other
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_trials_that_run_at_the_same_time_never_get_the_same_suggestion(manifest: Manifest, algorithm: str) -> None:
+    asked = suggester(manifest, algorithm)
+    points = []
+    while (suggestion := asked.ask()) is not None and len(points) < 30:  # none of them is told how it went
+        points.append(tuple(suggestion[1].items()))
+    assert len(points) == len(set(points)) == 30
+
+
+@pytest.mark.parametrize("algorithm", ["random", "tpe", "sobol"])
+def test_a_small_space_is_exhausted_without_a_point_tried_twice(manifest: Manifest, algorithm: str) -> None:
+    points = draws(suggester(manifest, algorithm, space=SPACE[1:3]), 50)
+    assert len(points) == len({tuple(point.items()) for point in points}) == 10
+
+
 def test_a_resumed_search_draws_anew(manifest: Manifest) -> None:
     first = draws(suggester(manifest, "random"), 3)
     resumed = suggester(manifest, "random", earlier=[(point, 0.5) for point in first])

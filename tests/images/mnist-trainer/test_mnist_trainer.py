@@ -57,19 +57,24 @@ def epoch_lines(result: subprocess.CompletedProcess[str]) -> list[str]:
     return [line for line in result.stdout.splitlines() if line.startswith("epoch=")]
 
 
+def read(trainer: ModuleType, data: Path, part: str) -> tuple[artifact.Array, artifact.Array]:
+    images, labels = trainer.read(data / "mnist", part)
+    return images.reshape(len(images), -1), labels
+
+
 def test_the_printed_accuracy_is_exactly_that_of_the_kept_file_on_the_hold_out(
     data: Path, tmp_path: Path, trainer: ModuleType
 ) -> None:
     result = train(data, tmp_path / "best", "--epochs=4")
     assert result.returncode == 0, result.stderr
     model = artifact.load(tmp_path / "best")
-    images, labels = trainer.read(data / "mnist", "train")
+    images, labels = read(trainer, data, "train")
     _, holdout = trainer.split(len(images))
     scores = model.score(images[holdout], labels[holdout], "holdout")
     printed = float(epoch_lines(result)[model.manifest.epoch - 1].split("accuracy=")[1])
     assert printed == scores.accuracy == model.manifest.metrics.validation.accuracy
     assert scores.accuracy > 0.5, "a network that learns tells these digits apart better than by chance"
-    assert model.manifest.metrics.test == model.score(*trainer.read(data / "mnist", "t10k"), "test")
+    assert model.manifest.metrics.test == model.score(*read(trainer, data, "t10k"), "test")
 
 
 def test_no_image_is_both_learned_from_and_held_out(trainer: ModuleType) -> None:
@@ -78,18 +83,84 @@ def test_no_image_is_both_learned_from_and_held_out(trainer: ModuleType) -> None
     assert len(set(train_rows) | set(holdout)) == 60000
 
 
-def test_the_file_computes_what_the_averaged_network_computes(data: Path, trainer: ModuleType) -> None:
+@pytest.mark.parametrize("activation", ["relu", "tanh", "logistic", "identity"])
+def test_the_file_computes_what_the_averaged_network_computes(data: Path, trainer: ModuleType, activation: str) -> None:
     images, labels = trainer.read(data / "mnist", "train")
-    settings = {"layers": 3, "units": 16, "lr": 0.01, "batch_size": 50, "dropout": 0.1, "shift": 1}
-    args = Namespace(**settings, weight_decay=0.01, epochs=3, seed=1)
-    training = trainer.Training(args, images.copy(), labels)
+    words = "--layers=3 --units=16 --lr=0.01 --batch-size=50 --epochs=3 --seed=1 --export-path=x"
+    args = trainer.arguments([*words.split(), f"--activation={activation}"])
+    training = trainer.Training(args, images, labels, 10)
     training.epoch()
-    network = trainer.Network(args).eval()
+    network = trainer.Network(args, 784, 10).eval()
     network.load_state_dict(training.average, strict=False)
+    rows = images[:100].reshape(100, -1)
     with torch.no_grad():
-        rows = torch.from_numpy(images[:100].astype(np.float32))
-        expected = network((rows - trainer.MEAN) / trainer.DEVIATION).softmax(dim=1).numpy()
-    np.testing.assert_allclose(artifact.predict(training.onnx(), images[:100]), expected, atol=1e-5)
+        standardised = (torch.from_numpy(rows.astype(np.float32)) - training.mean) / training.deviation
+        expected = network(standardised).softmax(dim=1).numpy()
+    contract = artifact.Input(dtype="uint8", shape=[784], image=[28, 28])
+    onnx = training.onnx(contract, [str(digit) for digit in range(10)])
+    np.testing.assert_allclose(artifact.predict(onnx, rows), expected, atol=1e-5)
+
+
+def test_distortion_moves_each_image_by_a_draw_of_its_own_and_keeps_it_recognisable(trainer: ModuleType) -> None:
+    torch.manual_seed(0)
+    image = torch.zeros(28, 28)
+    image[8:20, 12:16] = 200
+    copies = image.repeat(16, 1, 1)
+    maps = trainer.basis(28, 28)
+    for used in (maps[:3], maps):
+        torch.testing.assert_close(trainer.distorted(copies, 0.0, used), copies, atol=0.01, rtol=0)
+        moved = trainer.distorted(copies, 1.0, used)
+        assert len({tuple(one.flatten().tolist()) for one in moved}) == 16
+        mass = moved.sum(dim=(1, 2)) / image.sum()
+        assert mass.min() > 0.7
+        assert mass.max() < 1.4
+        y, x = torch.meshgrid(torch.arange(28.0), torch.arange(28.0), indexing="ij")
+        for axis in (y, x):
+            centre = (moved * axis).sum(dim=(1, 2)) / moved.sum(dim=(1, 2))
+            assert (centre - 13.5).abs().max() < trainer.PIXELS + 3
+    bent, straight = ((trainer.distorted(copies, 1.0, used) > 100).float() for used in (maps, maps[:3]))
+    assert bent.shape == straight.shape == copies.shape
+
+
+@pytest.mark.parametrize("words", [["--augmentation=elastic"], ["--augmentation=affine", "--schedule=cosine"]])
+def test_distorted_images_are_learned_from(data: Path, tmp_path: Path, words: list[str]) -> None:
+    more = ["--strength=0.3", "--label-smoothing=0.05", "--weight-decay=0.05", "--epochs=6"]
+    lines = epoch_lines(train(data, tmp_path / "best", *words, *more))
+    assert float(lines[-1].split("accuracy=")[1]) > 0.5
+
+
+@pytest.mark.parametrize(("schedule", "middle", "end"), [("linear", 0.5, 0), ("cosine", 0.5, 0), ("constant", 1, 1)])
+def test_the_learning_rate_warms_up_and_falls_as_the_schedule_says(
+    data: Path, trainer: ModuleType, schedule: str, middle: float, end: float
+) -> None:
+    words = "--layers=1 --units=4 --lr=0.2 --batch-size=60 --epochs=10 --export-path=x"
+    args = trainer.arguments([*words.split(), f"--schedule={schedule}"])
+    training = trainer.Training(args, *trainer.read(data / "mnist", "train"), 10)
+    rates = []
+    for training.step in (0, 20, 110, 200):
+        rates.append(training._rate() / 0.2)
+    assert training.steps == 200
+    assert rates == pytest.approx([1 / 20, 1, middle, end], abs=0.01)
+
+
+def test_images_of_any_size_with_names_of_their_own_are_learned_from(tmp_path: Path, trainer: ModuleType) -> None:
+    folder = tmp_path / "bars"
+    folder.mkdir()
+    for part, count in ROWS.items():
+        labels = (np.arange(count) % 2).astype(np.uint8)
+        images = np.zeros((count, 6, 9), np.uint8)
+        images[labels == 0, 2], images[labels == 1, :, 4] = 255, 255
+        for name, array in (("images-idx3", images), ("labels-idx1", labels)):
+            header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes()
+            (folder / f"{part}-{name}-ubyte.gz").write_bytes(gzip.compress(header + array.tobytes()))
+    result = train(tmp_path, tmp_path / "best", "--data=bars", "--classes=lying,standing", "--epochs=3")
+    assert result.returncode == 0, result.stderr
+    model = artifact.load(tmp_path / "best")
+    assert (model.manifest.classes, model.manifest.input.image) == (["lying", "standing"], [6, 9])
+    assert model.manifest.metrics.test
+    assert model.manifest.metrics.test.accuracy == 1
+    short = train(tmp_path, tmp_path / "short", "--data=bars", "--classes=lying")
+    assert (short.returncode, short.stderr.splitlines()[-1][:6]) == (1, "error:")
 
 
 def test_a_killed_trial_that_goes_on_equals_one_that_was_never_stopped(data: Path, tmp_path: Path) -> None:
@@ -111,7 +182,7 @@ def test_data_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
     result = train(tmp_path, tmp_path / "best")
     assert result.returncode == 1
     assert result.stderr.startswith("error: ")
-    assert "nas data mnist" in result.stderr
+    assert "nas data" in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 
