@@ -97,7 +97,7 @@ def argument_parser(description: str | None) -> argparse.ArgumentParser:
         "--patience",
         type=_at_least(1),
         default=5,
-        help="stop after so many in which neither accuracy nor cross-entropy improved (default: %(default)s)",
+        help="stop after so many without improvement (default: %(default)s)",
     )
     common.add_argument("--seed", type=int, default=0, help="of everything random in training (default: %(default)s)")
     common.add_argument(
@@ -312,12 +312,7 @@ class Trial:
         return artifact.score([probabilities], [labels], "test")
 
     def _out_of_patience(self) -> bool:
-        improved, accuracy, loss = 0, -math.inf, math.inf
-        for line in self.history:
-            if line.accuracy > accuracy or line.validation_loss < loss:
-                improved = line.epoch
-            accuracy, loss = max(accuracy, line.accuracy), min(loss, line.validation_loss)
-        return len(self.history) - improved >= self._args.patience
+        return self.best is not None and len(self.history) - self.best.epoch >= self._args.patience
 
     def _resume(self) -> None:
         """Go on from the checkpoint of the same trial, printing its epoch lines again: Katib lost them."""

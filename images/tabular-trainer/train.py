@@ -11,9 +11,8 @@ model of the best epoch is kept. Tables of many rows have a hold-out instead. On
 choice depends on it.
 
 Accuracy on few rows moves in steps, and may not move at all in the first epochs. So an epoch also counts as an
-improvement when it is as accurate as the best at a lower cross-entropy, and patience starts anew whenever either gets
-better. An epoch makes at least STEPS steps: after one pass over 100 rows an accuracy is luck, and the luckiest epoch
-would be kept.
+improvement, and patience starts anew, when it is as accurate as the best at a lower cross-entropy. And an epoch makes
+at least STEPS steps: after one pass over 100 rows an accuracy is luck, and the luckiest epoch would be kept.
 
 What makes few rows go far: columns are made uncorrelated by their covariance within the classes, so that the L2
 penalty shrinks towards linear discriminant analysis instead of towards the accidents of scale; and what is kept is a
@@ -38,7 +37,7 @@ from sklearn.neural_network import MLPClassifier
 SPLIT_SEED = 0  # the splits belong to the data, not to the trial, so that trials and searches compare
 TEST = HOLDOUT = 5  # one row in so many
 FOLDS = 5
-STEPS = 48  # an epoch takes at least so many, over a small table in several passes
+STEPS = 120  # an epoch takes at least so many, over a small table in several passes
 MANY = 2000  # rows from which a hold-out is enough
 SHRINKAGE = 0.1  # of the correlations within classes, of which few rows know little
 AVERAGE = 0.8  # decay of the moving average, each pass
