@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from modelkit import artifact, files, store
+from modelkit import artifact, files, store, trial
 
 Trainer = Callable[..., list[str]]
 LINE = re.compile(r"^epoch=\d+ loss=\d\S* accuracy=[01]\.\d+$")
@@ -119,3 +119,10 @@ def test_the_metrics_file_has_a_line_for_each_epoch(trainer: Trainer, folder: Pa
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     printed = [f"epoch={line['epoch']} loss={line['loss']!r} accuracy={line['accuracy']!r}" for line in lines]
     assert printed == epoch_lines(result)
+
+
+def test_an_epoch_as_accurate_as_the_best_at_a_lower_loss_is_an_improvement() -> None:
+    best = trial.Epoch(epoch=1, loss=1.0, accuracy=0.33, validation_loss=1.1, seconds=0.1)
+    assert trial.Epoch(epoch=2, loss=0.9, accuracy=0.33, validation_loss=1.0, seconds=0.1).better_than(best)
+    assert not trial.Epoch(epoch=2, loss=0.9, accuracy=0.33, validation_loss=1.1, seconds=0.1).better_than(best)
+    assert not trial.Epoch(epoch=2, loss=0.9, accuracy=0.32, validation_loss=0.5, seconds=0.1).better_than(best)

@@ -157,14 +157,6 @@ def test_a_table_that_cannot_be_learned_from_is_told_in_one_line(
     assert message in result.stderr
 
 
-def test_epochs_that_are_as_accurate_at_a_lower_loss_keep_the_training_going(tmp_path: Path) -> None:
-    lines = epoch_lines(train(tmp_path / "flat", "--lr=0.0003", "--patience=1", "--epochs=12"))
-    accuracies = [float(line.split("accuracy=")[1]) for line in lines]
-    flat = [i for i in range(1, len(lines)) if accuracies[i] == max(accuracies[:i])]
-    assert flat
-    assert flat[0] + 1 < len(lines), "patience on accuracy alone would have ended it there"
-
-
 def test_a_learning_rate_that_diverges_ends_the_trial(tmp_path: Path) -> None:
     result = train(tmp_path / "wild", "--lr=1e30", "--activation=relu")
     assert result.returncode == 1

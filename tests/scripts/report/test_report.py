@@ -1,0 +1,159 @@
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from modelkit import artifact
+from nas import report
+from nas.engine import Places, Search
+from nas.errors import NasError
+from nas.experiment import Experiment
+from nas.report import history, page
+
+ROOT = Path(__file__).parents[3]
+Manifest = Callable[..., dict[str, Any]]
+MEDIANSTOP = {
+    "algorithmName": "medianstop",
+    "algorithmSettings": [{"name": "min_trials_required", "value": "1"}, {"name": "start_step", "value": "2"}],
+}
+
+
+class Silent:
+    def started(self, trial: Any) -> None: ...
+    def reported(self, trial: Any) -> None: ...
+    def ended(self, trial: Any) -> None: ...
+
+
+@pytest.fixture
+def documented(places: Places, manifest: Manifest) -> Iterator[Search]:
+    """A search with the trainer that docs/trainers.md shows, run to its end."""
+    code = re.search(r"```python\n(.*?)```", (ROOT / "docs/trainers.md").read_text(), re.DOTALL)
+    assert code
+    (places.root / "images/wine-trainer").mkdir()
+    (places.root / "images/wine-trainer/train.py").write_text(code[1])
+    made = manifest(name="wine-search", maxTrialCount=4, parallelTrialCount=1, earlyStopping=MEDIANSTOP)
+    made["metadata"]["annotations"]["nas/model"] = "wine"
+    made["spec"]["parameters"] = [
+        {"name": "alpha", "parameterType": "double", "feasibleSpace": {"min": "0.0001", "max": "3"}}
+    ]
+    template = made["spec"]["trialTemplate"]
+    template["trialParameters"][0] = {"name": "alpha", "reference": "alpha"}
+    container = template["trialSpec"]["spec"]["template"]["spec"]["containers"][0]
+    container["image"] = "wine-trainer:latest"
+    container["args"] = [
+        "--alpha=${trialParameters.alpha}",
+        "--epochs=6",
+        "--seed=5",
+        "--export-path=/model/wine/trials/wine-search/${trialParameters.trialName}",
+    ]
+    search = Search(Experiment(made), places, Silent())
+    search.run()
+    yield search
+
+
+def test_a_trainer_as_documented_is_searched_stopped_and_offered_and_its_best_can_be_trained_again(
+    documented: Search, places: Places
+) -> None:
+    assert {trial.state for trial in documented.trials} <= {"Succeeded", "EarlyStopped"}
+    told = history.History(history.here(places, "wine", None))
+    facts = told.facts()
+    assert documented.best
+    assert facts["best"]["trial"] == documented.best.name
+    assert facts["best"]["accuracy"] > 0.8
+    assert facts["best"]["digest"] == facts["lineage"][0]["digest"]
+    words = shlex.split(facts["best"]["reproduce"])
+    settings, command = words[:2], [sys.executable, *words[3:]]
+    environment = dict(word.split("=", 1) for word in settings)
+    subprocess.run(command, cwd=places.root, env=environment, check=True, capture_output=True, timeout=60)
+    assert artifact.read(places.root / "reproduced")[0].digest == facts["best"]["digest"]
+
+
+def test_a_page_needs_no_network_and_shows_every_part(documented: Search, places: Places, tmp_path: Path) -> None:
+    report.write(history.here(places, "wine", "wine-search"), "html", tmp_path / "report.html", tmp_path)
+    text = (tmp_path / "report.html").read_text()
+    body = text[text.rindex("<body>") :]
+    assert not re.findall(r"""(?:src|href)=["'](?!data:)""", body), "nothing is fetched"
+    titles = re.findall(r"<h2>(.*?)</h2>", body)
+    assert titles[:6] == [
+        "Best trial",
+        "Learning curves",
+        "Accuracy against epochs spent",
+        "Parameters",
+        "What mattered",
+        "Cost",
+    ]
+    assert {"Lineage", "Trials", "The same model again"} <= set(titles)
+    for trial in documented.trials:
+        assert trial.name.rsplit("-", 1)[-1] in body
+
+
+@pytest.fixture
+def searched(search: Callable[..., Search]) -> Search:
+    """One trial at a time with the values 0.8, 0.2 and 0.9, those behind stopped."""
+    space = {"name": "value", "parameterType": "categorical", "feasibleSpace": {"list": ["0.8", "0.2", "0.9"]}}
+    return search(
+        earlyStopping=MEDIANSTOP,
+        algorithm={"algorithmName": "grid"},
+        parallelTrialCount=1,
+        parameters=[space],
+    )
+
+
+def test_what_was_spent_and_saved_adds_up(searched: Search, places: Places) -> None:
+    facts = history.History(history.here(places, "toy", None)).facts()
+    states = {trial["parameters"]["value"]: (trial["state"], trial["epochs"]) for trial in facts["trials"]}
+    assert states == {"0.8": ("Succeeded", 4), "0.2": ("EarlyStopped", 2), "0.9": ("Succeeded", 4)}
+    spent = facts["spent"]
+    assert (spent["epochs"], spent["epochs_limit"], spent["epochs_saved_between_trials"]) == (10, 12, 2)
+    assert facts["best"]["parameters"] == {"value": "0.9"}
+    assert facts["best"]["accuracy"] == pytest.approx(0.9)
+
+
+def test_a_model_that_is_gone_leaves_a_report_without_it(searched: Search, places: Places, tmp_path: Path) -> None:
+    source = history.here(places, "toy", None)
+    for form in ("html", "md", "json"):
+        report.write(source, form, tmp_path / form, tmp_path)
+    assert json.loads((tmp_path / "json").read_text())["confusion"] is None
+    assert "kept no evaluation" in (tmp_path / "html").read_text()
+    assert "| Succeeded | 0.9 | 4 |" in (tmp_path / "md").read_text()
+
+
+def test_katibs_own_objects_tell_the_same_story(searched: Search, places: Places) -> None:
+    """Katib keeps each condition a trial had, gives an early-stopped one no completionTime, and writes times with Z."""
+    source = history.here(places, "toy", None)
+    trials = []
+    for manifest in source.trials:
+        copy = yaml.safe_load(yaml.safe_dump(manifest))
+        status = copy["status"]
+        last = status["conditions"][-1]
+        ended = status["completionTime"].replace("+00:00", "Z")
+        earlier = [{"type": kind, "status": "True"} for kind in ("Created", "Running")]
+        earlier[1]["status"] = "True" if last["type"] == "EarlyStopped" else "False"
+        status["conditions"] = [*earlier, {**last, "lastTransitionTime": ended}]
+        status["startTime"] = status["startTime"].replace("+00:00", "Z")
+        status["completionTime"] = ended
+        if last["type"] == "EarlyStopped":
+            del status["completionTime"]
+        trials.append(copy)
+    katib = history.Source(source.experiment, trials, source.printed, source.store)
+    assert history.History(katib).facts() == history.History(source).facts()
+
+
+def test_worst_mistakes_are_pictures_of_what_the_model_saw() -> None:
+    takes = artifact.Input(dtype="uint8", shape=[4], image=[2, 2])
+    mistake = artifact.Mistake(row=[0, 255, 7, 0], label=1, predicted=0, probability=0.97)
+    text = page._picture(mistake, takes, ["<a>", "b"])
+    assert "b → <b>&lt;a&gt;</b> 97%" in text
+    data = re.search("base64,([^\"]+)", text)
+    assert data
+
+
+def test_a_search_that_is_not_there_is_told_with_those_that_are(searched: Search, places: Places) -> None:
+    with pytest.raises(NasError, match=r"no search of model 'mnist' .*there: toy\)"):
+        history.here(places, "mnist", None)
