@@ -26,6 +26,12 @@ batch: .venv/ready ## score a test set with the promoted model (MODEL=mnist TARG
 models: .venv/ready ## list the models in the store (MODEL=iris TARGET=…)
 	@$(NAS) models list --model $(MODEL) --target $(TARGET) $(ARGS)
 
+report: .venv/ready ## write the report of the latest search (MODEL=iris)
+	@$(NAS) report --model $(MODEL) $(ARGS)
+
+models: .venv/ready ## list the models in the store (MODEL=iris)
+	@$(NAS) models list --model $(MODEL)
+
 data: .venv/ready ## fetch MNIST, or take it from a folder (FROM=DIR)
 	@$(NAS) data mnist $(if $(FROM),--from $(FROM))
 
@@ -54,7 +60,7 @@ lint: .venv/ready-dev ## run ruff, mypy, yamllint, shellcheck, helm lint and che
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy scripts/nas images/modelkit
-	@for folder in iris-trainer mnist-trainer server batch; do MYPYPATH=images/$$folder .venv/bin/mypy images/$$folder/*.py || exit 1; done
+	@for folder in tabular-trainer mnist-trainer server batch; do MYPYPATH=images/$$folder .venv/bin/mypy images/$$folder/*.py || exit 1; done
 	@.venv/bin/yamllint --strict .
 	@.venv/bin/shellcheck scripts/setup.sh .ci/run tests/cluster/microk8s
 	@.venv/bin/mypy scripts/chart_values.py
@@ -77,6 +83,11 @@ bench-search: .venv/ready-dev ## accuracy and time of both searches over 5 seeds
 
 bench-batch: .venv/ready-dev ## batch scoring beside tutorial-style jobs, kill -9 and memory (10 min)
 	@.venv/bin/python bench/batch.py $(ARGS)
+
+bench-training: .venv/ready-dev ## the trainers beside a plain tutorial one, and what searches come to
+	@.venv/bin/uv pip install --quiet --python .venv/bin/python -r bench/requirements.txt
+	@$(NAS) data mnist
+	@.venv/bin/python bench/training.py $(ARGS)
 
 lock: .venv/ready ## resolve pyproject.toml's dependencies anew into requirements*.txt
 	@set -e; cd "$(CURDIR)"; compile() { .venv/bin/uv pip compile pyproject.toml --quiet --upgrade --universal \
@@ -101,4 +112,4 @@ help: ## list these targets
 	@scripts/setup.sh dev
 	@touch $@
 
-.PHONY: iris mnist serve batch models data cluster-setup images test test-cluster cluster-up cluster-down lint values package bench-search lock clean help
+.PHONY: iris mnist serve batch models data cluster-setup images test test-cluster cluster-up cluster-down lint values package bench-search lock clean help report bench-training

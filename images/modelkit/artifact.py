@@ -151,7 +151,8 @@ class Evaluation(msgspec.Struct, frozen=True):
         wrong = np.flatnonzero(predicted != labels)
         worst = wrong[np.argsort(-sure[wrong], kind="stable")][:most]
         mistakes = [
-            Mistake(rows[i].ravel().tolist(), int(labels[i]), int(predicted[i]), round(float(sure[i]), 4)) for i in worst
+            Mistake(rows[i].ravel().tolist(), int(labels[i]), int(predicted[i]), round(float(sure[i]), 4))
+            for i in worst
         ]
         return cls(confusion.tolist(), mistakes)
 

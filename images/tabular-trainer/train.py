@@ -135,7 +135,12 @@ class Learner:
     """One MLPClassifier on `rows` [N, features] and `labels` [N]; an epoch at a time."""
 
     def __init__(
-        self, args: Namespace, contract: artifact.Input, classes: list[str], rows: artifact.Array, labels: artifact.Array
+        self,
+        args: Namespace,
+        contract: artifact.Input,
+        classes: list[str],
+        rows: artifact.Array,
+        labels: artifact.Array,
     ) -> None:
         self.contract, self.classes = contract, classes
         wide = artifact.widened(rows, contract).astype(np.float64)

@@ -190,7 +190,12 @@ def _curves(history: History) -> Any:
 
 
 def _legend() -> str:
-    words = (("best", "best"), ("Succeeded", "others"), ("EarlyStopped", "✕ stopped between trials"), ("other", "failed"))
+    words = (
+        ("best", "best"),
+        ("Succeeded", "others"),
+        ("EarlyStopped", "✕ stopped between trials"),
+        ("other", "failed"),
+    )
     return (
         '<p class="legend">'
         + " ".join(f'<span><i style="background:{COLOURS[key]}"></i>{text}</span>' for key, text in words)
@@ -238,9 +243,13 @@ def _importance(facts: dict[str, Any]) -> str:
         return "<p>Too few trials to tell.</p>"
     names = list(reversed(shares))
     bars = go.Bar(y=names, x=[shares[name] for name in names], orientation="h", marker_color=COLOURS["Succeeded"])
-    bars.update(text=[f"{shares[name]:.0%}" for name in names], textposition="outside", cliponaxis=False, hoverinfo="skip")
+    bars.update(
+        text=[f"{shares[name]:.0%}" for name in names], textposition="outside", cliponaxis=False, hoverinfo="skip"
+    )
     metric = facts["objective"]["metric"]
-    figure = go.Figure(bars).update_xaxes(title=f"share in how {metric} varies (fANOVA)", range=[0, 1.08], tickformat=".0%")
+    figure = go.Figure(bars).update_xaxes(
+        title=f"share in how {metric} varies (fANOVA)", range=[0, 1.08], tickformat=".0%"
+    )
     return _figure(figure, height=120 + 36 * len(names))
 
 

@@ -150,7 +150,7 @@ def test_worst_mistakes_are_pictures_of_what_the_model_saw() -> None:
     mistake = artifact.Mistake(row=[0, 255, 7, 0], label=1, predicted=0, probability=0.97)
     text = page._picture(mistake, takes, ["<a>", "b"])
     assert "b → <b>&lt;a&gt;</b> 97%" in text
-    data = re.search("base64,([^\"]+)", text)
+    data = re.search('base64,([^"]+)', text)
     assert data
 
 
