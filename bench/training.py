@@ -100,7 +100,7 @@ def speed(runs: int) -> list[Row]:
 
 
 def target(runs: int) -> list[Row]:
-    """Seconds to 98 % on the test set, one thread, after imports, reading the files included; and the tutorial's reach."""
+    """Seconds to 98 % on the test set, one thread, after imports, reading the files included."""
     os.environ["NAS_CPUS"] = "1"
     ours = trainer("mnist-trainer")
     from modelkit import artifact

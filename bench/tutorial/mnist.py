@@ -3,6 +3,7 @@
 import argparse
 import os
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -26,7 +27,7 @@ train = DataLoader(datasets.MNIST(root, train=True, transform=to_tensor), batch_
 test = DataLoader(datasets.MNIST(root, train=False, transform=to_tensor), batch_size=1000)
 
 sizes = [784] + [args.units] * args.layers + [10]
-network = nn.Sequential(*[nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False)])
+network = nn.Sequential(*[nn.Linear(a, b) for a, b in pairwise(sizes)])
 loss_function = nn.CrossEntropyLoss()
 optimizer = torch.optim.Adam(network.parameters(), lr=args.lr)
 

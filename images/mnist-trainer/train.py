@@ -20,6 +20,7 @@ import sys
 import zlib
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import modelkit  # isort: skip - before torch: it settles the number of threads
 import numpy as np
@@ -36,7 +37,7 @@ ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "logistic": nn.Sigmoid, "identi
 SCHEDULES = {  # the learning rate's share after the warm-up, by the part of the steps that is done
     "linear": lambda done: 1 - done,
     "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
-    "constant": lambda done: 1.0,
+    "constant": lambda _: 1.0,
 }
 AUGMENTATIONS = ("none", "shift", "affine", "elastic")
 PIXELS, DEGREES, STRETCH, SHEAR = 2.0, 11.0, 0.12, 0.15  # affine: each drawn evenly up to so much, at --strength 1
@@ -147,7 +148,7 @@ class Training:
         self.step, self.steps = 0, args.epochs * (len(images) // args.batch_size)
         # bfloat16 has float32's range, so that no loss needs scaling; on CPUs it gains nothing for such networks.
         on_cuda = device.type == "cuda"
-        self.precision = torch.autocast("cuda", torch.bfloat16) if on_cuda else contextlib.nullcontext()
+        self.precision: Any = torch.autocast("cuda", torch.bfloat16) if on_cuda else contextlib.nullcontext()
 
     def _tensors(self) -> dict[str, Tensor]:
         return {k: v for k, v in self.network.state_dict().items() if v.is_floating_point()}
@@ -156,7 +157,7 @@ class Training:
         """The learning rate of this step: up in a line, then down as the schedule says."""
         warm = max(1, int(WARM_UP * self.steps))
         share = SCHEDULES[self.args.schedule](max(0, self.step - warm) / max(1, self.steps - warm))
-        return float(self.args.lr * min((self.step + 1) / warm, share))
+        return float(self.args.lr) * min((self.step + 1) / warm, share)
 
     def _batch(self, rows: Tensor) -> Tensor:
         """Augmented, standardised images [batch, pixels]."""
@@ -177,7 +178,7 @@ class Training:
         count = len(self.images) // self.args.batch_size
         order = torch.randperm(len(self.images))[: count * self.args.batch_size].to(self.images.device)
         for rows in order.view(count, -1):
-            self.optimizer.param_groups[0]["lr"] = self._rate()  # type: ignore[no-untyped-call]
+            self.optimizer.param_groups[0]["lr"] = self._rate()
             with self.precision:
                 logits = self.network(self._batch(rows))
                 loss = functional.cross_entropy(logits, self.labels[rows], label_smoothing=self.args.label_smoothing)

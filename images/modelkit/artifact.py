@@ -42,7 +42,7 @@ class Feature(msgspec.Struct, frozen=True, omit_defaults=True):
     values: list[str] | None = None
 
     def number(self, cell: object) -> float:
-        """A cell as the model takes it: a finite float32, or its category's index. Raises ValueError saying what is."""
+        """A cell as the model takes it: a finite float32, or its category's index. Raises ValueError."""
         if self.values is not None:
             if str(cell) not in self.values:
                 raise ValueError(f"{self.name}: expected one of {', '.join(self.values)}, got {str(cell)[:40]!r}")

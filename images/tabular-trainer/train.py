@@ -76,7 +76,7 @@ def read_csv(path: Path, target: str, columns: str) -> Table:
     for name in [target, *kinds]:
         if name not in header:
             sys.exit(f"error: {path} has no column {name!r}; it has: {', '.join(header)}")
-    if unknown := {kind for kind in kinds.values()} - {"", "number", "category"}:
+    if unknown := set(kinds.values()) - {"", "number", "category"}:
         sys.exit(f"error: --columns: {unknown.pop()!r} is neither number nor category")
     at = {name: header.index(name) for name in [target, *kinds]}
     if short := next((i for i, line in enumerate(lines, 2) if len(line) != len(header)), 0):
@@ -124,10 +124,7 @@ class Split(NamedTuple):
         test, *_ = stratified(table.labels, TEST)
         train = np.setdiff1d(np.arange(len(table.rows)), test)
         rows, labels = table.rows[train], table.labels[train]
-        if len(train) < MANY:
-            folds = stratified(labels, FOLDS)
-        else:
-            folds = stratified(labels, HOLDOUT)[:1]
+        folds = stratified(labels, FOLDS) if len(train) < MANY else stratified(labels, HOLDOUT)[:1]
         return cls(rows, labels, folds, table.rows[test], table.labels[test])
 
 

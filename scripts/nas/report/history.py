@@ -37,7 +37,8 @@ def here(places: Places, model: str, name: str | None) -> Source:
         if experiment.name == name if name else experiment.model == model:
             trials = [load(path) for path in (folder / "trials").glob("*.yaml")]
             store = Store(places.store, experiment.model)
-            return Source(manifest, trials, lambda trial: _text(folder / "logs" / f"{trial}.log"), store)
+            logs = folder / "logs"
+            return Source(manifest, trials, lambda trial, logs=logs: _text(logs / f"{trial}.log"), store)  # type: ignore[misc]
     wanted = f"experiment {name}" if name else f"search of model {model!r}"
     there = ", ".join(folder.name for folder, _ in recorded(places)) or "none"
     raise NasError(f"no {wanted} in {places.home / 'runs'} (there: {there}): run one, or name another")

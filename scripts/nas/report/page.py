@@ -5,8 +5,8 @@ import html
 import struct
 import zlib
 from collections.abc import Iterator
-from string import Template
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import numpy as np
@@ -145,7 +145,7 @@ def _reproduce(facts: dict[str, Any]) -> str:
     if not facts["best"] or not facts["best"]["reproduce"]:
         return ""
     command = html.escape(facts["best"]["reproduce"])
-    text = "On the machine that trained it, with the same libraries, this writes the same file into <code>reproduced/</code>."
+    text = "On the same machine, with the same libraries, this writes the same file into <code>reproduced/</code>."
     return f"<pre>{command}</pre><p>{text}</p>"
 
 

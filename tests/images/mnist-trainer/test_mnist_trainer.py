@@ -3,7 +3,6 @@ import importlib.util
 import os
 import subprocess
 import sys
-from argparse import Namespace
 from pathlib import Path
 from types import ModuleType
 
@@ -143,7 +142,7 @@ def test_the_learning_rate_warms_up_and_falls_as_the_schedule_says(
     assert rates == pytest.approx([1 / 20, 1, middle, end], abs=0.01)
 
 
-def test_images_of_any_size_with_names_of_their_own_are_learned_from(tmp_path: Path, trainer: ModuleType) -> None:
+def test_images_of_any_size_with_names_of_their_own_are_learned_from(tmp_path: Path) -> None:
     folder = tmp_path / "bars"
     folder.mkdir()
     for part, count in ROWS.items():

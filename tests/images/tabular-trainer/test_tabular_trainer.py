@@ -109,7 +109,7 @@ def test_the_manifest_tells_what_a_form_needs(trained: tuple[Path, list[str]]) -
 
 
 def weather(path: Path, **cells: str) -> Path:
-    """A table whose classes hang on a category and a number: rain where it is cloudy, or above 20 degrees by the sea."""
+    """A table whose classes hang on categories and a number: rain where it is cloudy, or warm by the sea."""
     lines = ["day,sky,where,degrees,rain"]
     for day in range(150):
         sky, where, degrees = ("clear", "cloudy")[day % 2], ("sea", "hills", "town")[day % 3], 10 + day * 7 % 20

@@ -3,7 +3,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ class Silent:
 
 
 @pytest.fixture
-def documented(places: Places, manifest: Manifest) -> Iterator[Search]:
+def documented(places: Places, manifest: Manifest) -> Search:
     """A search with the trainer that docs/trainers.md shows, run to its end."""
     code = re.search(r"```python\n(.*?)```", (ROOT / "docs/trainers.md").read_text(), re.DOTALL)
     assert code
@@ -54,7 +54,7 @@ def documented(places: Places, manifest: Manifest) -> Iterator[Search]:
     ]
     search = Search(Experiment(made), places, Silent())
     search.run()
-    yield search
+    return search
 
 
 def test_a_trainer_as_documented_is_searched_stopped_and_offered_and_its_best_can_be_trained_again(
@@ -105,7 +105,8 @@ def searched(search: Callable[..., Search]) -> Search:
     )
 
 
-def test_what_was_spent_and_saved_adds_up(searched: Search, places: Places) -> None:
+@pytest.mark.usefixtures("searched")
+def test_what_was_spent_and_saved_adds_up(places: Places) -> None:
     facts = history.History(history.here(places, "toy", None)).facts()
     states = {trial["parameters"]["value"]: (trial["state"], trial["epochs"]) for trial in facts["trials"]}
     assert states == {"0.8": ("Succeeded", 4), "0.2": ("EarlyStopped", 2), "0.9": ("Succeeded", 4)}
@@ -115,7 +116,8 @@ def test_what_was_spent_and_saved_adds_up(searched: Search, places: Places) -> N
     assert facts["best"]["accuracy"] == pytest.approx(0.9)
 
 
-def test_a_model_that_is_gone_leaves_a_report_without_it(searched: Search, places: Places, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("searched")
+def test_a_model_that_is_gone_leaves_a_report_without_it(places: Places, tmp_path: Path) -> None:
     source = history.here(places, "toy", None)
     for form in ("html", "md", "json"):
         report.write(source, form, tmp_path / form, tmp_path)
@@ -124,7 +126,8 @@ def test_a_model_that_is_gone_leaves_a_report_without_it(searched: Search, place
     assert "| Succeeded | 0.9 | 4 |" in (tmp_path / "md").read_text()
 
 
-def test_katibs_own_objects_tell_the_same_story(searched: Search, places: Places) -> None:
+@pytest.mark.usefixtures("searched")
+def test_katibs_own_objects_tell_the_same_story(places: Places) -> None:
     """Katib keeps each condition a trial had, gives an early-stopped one no completionTime, and writes times with Z."""
     source = history.here(places, "toy", None)
     trials = []
@@ -154,6 +157,7 @@ def test_worst_mistakes_are_pictures_of_what_the_model_saw() -> None:
     assert data
 
 
-def test_a_search_that_is_not_there_is_told_with_those_that_are(searched: Search, places: Places) -> None:
+@pytest.mark.usefixtures("searched")
+def test_a_search_that_is_not_there_is_told_with_those_that_are(places: Places) -> None:
     with pytest.raises(NasError, match=r"no search of model 'mnist' .*there: toy\)"):
         history.here(places, "mnist", None)
