@@ -34,7 +34,7 @@ class ArtifactError(Exception):
 
 
 class Feature(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One column of a table, with the range seen in training; `values` are a category's, in the order of its numbers."""
+    """One column of a table, with the range seen in training; `values` are a category's, by their numbers."""
 
     name: str
     min: float
@@ -42,7 +42,7 @@ class Feature(msgspec.Struct, frozen=True, omit_defaults=True):
     values: list[str] | None = None
 
     def number(self, cell: object) -> float:
-        """A cell as the model takes it: a finite float32, or its category's index. Raises ValueError."""
+        """A cell as the model takes it: a finite float32 or a category's index. Raises ValueError."""
         if self.values is not None:
             if str(cell) not in self.values:
                 raise ValueError(f"{self.name}: expected one of {', '.join(self.values)}, got {str(cell)[:40]!r}")

@@ -31,7 +31,7 @@ def page(history: History) -> str:
         (f"{facts['objective']['metric'].capitalize()} against epochs spent", _figure(_progress(history))),
         ("Parameters", _parallel(history)),
         ("What mattered", _importance(facts)),
-        ("Cost", _table(_cost(facts))),
+        ("Cost", _table(_cost(facts), "wrap")),
         ("Confusion on the test set", _confusion(facts)),
         ("Surest mistakes on the test set", _mistakes(history)),
         ("Lineage", _table(_lineage(facts))),
@@ -82,8 +82,8 @@ def _cost(facts: dict[str, Any]) -> list[list[Any]]:
     return [
         ["", "epochs", "trials' seconds"],
         ["spent", f"{spent['epochs']}{limit}", spent["trial_seconds"]],
-        ["saved between trials (against the mean of those not stopped)", spent["epochs_saved_between_trials"], ""],
-        ["saved within trials (patience, against the last epoch)", spent["epochs_saved_within_trials"], ""],
+        ["saved between trials, against the mean of those not stopped", spent["epochs_saved_between_trials"], ""],
+        ["saved within trials by patience, against the last epoch", spent["epochs_saved_within_trials"], ""],
         ["saved together", "", spent["trial_seconds_saved"]],
     ]
 
@@ -116,13 +116,13 @@ def _number(value: Any) -> str:
     return str(int(number)) if number == int(number) and abs(number) >= 2 else f"{number:.4g}"
 
 
-def _table(rows: list[list[Any]]) -> str:
+def _table(rows: list[list[Any]], style: str = "") -> str:
     if len(rows) < 2:
         return ""
     head, *rest = ([html.escape(str(cell)) for cell in row] for row in rows)
     lines = ["<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rest]
     heads = "".join(f"<th>{cell}</th>" for cell in head)
-    return f'<div class="wide"><table><tr>{heads}</tr>{"".join(lines)}</table></div>'
+    return f'<div class="wide"><table class="{style}"><tr>{heads}</tr>{"".join(lines)}</table></div>'
 
 
 def _best(facts: dict[str, Any]) -> str:
@@ -232,8 +232,9 @@ def _parallel(history: History) -> str:
         return ""
     metric = history.experiment.metric
     figure = optuna.visualization.plot_parallel_coordinate(history.study(), target_name=metric)
+    figure.for_each_trace(lambda trace: trace.update(opacity=0.8, line_width=2), selector={"mode": "lines"})
 
-    text = _figure(figure, height=380)
+    text = _figure(figure.update_layout(xaxis_automargin=True), height=400)
     return f'<div class="wide"><div class="least">{text}</div></div>'
 
 
@@ -261,7 +262,9 @@ def _confusion(facts: dict[str, Any]) -> str:
     np.fill_diagonal(shown, np.nan)  # the mistakes are what one looks for; right answers keep their number
     heat = go.Heatmap(z=shown, x=classes, y=classes, text=counts, texttemplate="%{text}", showscale=False)
     heat.update(colorscale=[[0, "rgba(224,96,48,0)"], [1, "rgba(224,96,48,.85)"]], zmin=0, xgap=1, ygap=1)
-    heat.update(hovertemplate="%{y} taken for %{x}: %{text}<extra></extra>", hoverongaps=False)
+    heat.update(
+        textfont_color="#8a8f98", hovertemplate="%{y} taken for %{x}: %{text}<extra></extra>", hoverongaps=False
+    )
     figure = go.Figure(heat)
     for index, name in enumerate(classes):
         figure.add_annotation(x=name, y=name, text=f"<b>{counts[index][index]}</b>", showarrow=False)
