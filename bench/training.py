@@ -66,7 +66,7 @@ def searched(values: str, run: int, *settings: str) -> Iterator[Any]:
 
 
 def speed(runs: int) -> list[Row]:
-    """Processor seconds of an epoch of 60,000 images: 784-128-128-10, batches of 64, one thread; both sides in turns."""
+    """Processor seconds of an epoch of 60,000 images: 784-128-128-10, batches of 64, one thread, in turns."""
     import torch
 
     os.environ["NAS_CPUS"] = "1"
