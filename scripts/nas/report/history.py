@@ -83,7 +83,8 @@ class History:
 
     def facts(self) -> dict[str, Any]:
         """All that a report says, as plain data."""
-        experiment, (condition, *_) = self.experiment, [*reversed(self.status.get("conditions", [{}])), {}]
+        experiment = self.experiment
+        condition: dict[str, Any] = (self.status.get("conditions") or [{}])[-1]
         return {
             "experiment": experiment.name,
             "model": experiment.model,
