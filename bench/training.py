@@ -10,6 +10,7 @@ seconds, which on a quiet machine are the seconds that pass.
 import argparse
 import contextlib
 import importlib.util
+import inspect
 import os
 import re
 import statistics
@@ -292,7 +293,7 @@ def main() -> None:
         head, *rows = section(args.runs)
         lines = [head, ["---"] * len(head), *rows]
         table = "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
-        text = f"{(section.__doc__ or '').strip()}\n\n{table}\n"
+        text = f"{inspect.cleandoc(section.__doc__ or '')}\n\n{table}\n"
         print(f"## {name}\n\n{text}", flush=True)
         _write(name, text)
 
