@@ -29,9 +29,6 @@ models: .venv/ready ## list the models in the store (MODEL=iris TARGET=…)
 report: .venv/ready ## write the report of the latest search (MODEL=iris)
 	@$(NAS) report --model $(MODEL) $(ARGS)
 
-models: .venv/ready ## list the models in the store (MODEL=iris)
-	@$(NAS) models list --model $(MODEL)
-
 data: .venv/ready ## fetch MNIST, or take it from a folder (FROM=DIR)
 	@$(NAS) data mnist $(if $(FROM),--from $(FROM))
 

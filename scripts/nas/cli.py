@@ -4,6 +4,7 @@ import hashlib
 import os
 import signal
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -42,15 +43,6 @@ Namespace = Annotated[str, typer.Option(envvar="NAS_NAMESPACE", help="The cluste
 Release = Annotated[str | None, typer.Option(help="A release on a cluster; default: MODEL-nas.")]
 Build = Annotated[bool, typer.Option(help="On a cluster: build the images and bring them there.")]
 ItsRelease = Annotated[str, typer.Option("--release", envvar="NAS_RELEASE", help="A release on a cluster.")]
-
-class Form(StrEnum):
-    """What a report is written as."""
-
-    HTML = "html"
-    MARKDOWN = "md"
-    JSON = "json"
-
-
 Model = Annotated[str, typer.Option("--model", "-m", help="The model's name.")]
 
 
@@ -82,6 +74,35 @@ def _place(target: Target, namespace: str, release: str | None, default: str) ->
             return None, ""
     print(f"target: {chosen} ({why}), release {default}", file=sys.stderr)
     return cluster, default
+
+
+class Form(StrEnum):
+    """What a report is written as."""
+
+    HTML = "html"
+    MARKDOWN = "md"
+    JSON = "json"
+
+
+@app.command()
+def report(
+    experiment: Annotated[str | None, typer.Argument(help="A search's name; default: the latest of the model.")] = None,
+    model: Model = "iris",
+    form: Annotated[Form, typer.Option("--format", help="What to write.")] = Form.HTML,
+    output: Annotated[Path | None, typer.Option(help="File; default: .nas/report/EXPERIMENT.FORMAT; -: print.")] = None,
+) -> None:
+    """Write a search's report: trials, curves, cost, mistakes, and how to train its best model again.
+
+    Example: nas report --model mnist
+    """
+    from nas import frameworks
+
+    frameworks.ensure(ROOT / "scripts/nas/report")
+    from nas.engine import Places
+    from nas.report import history, write
+
+    source = history.here(Places(ROOT, _home()), model, experiment)
+    write(source, form.value, output, _home() / "report")
 
 
 @app.command()
@@ -385,25 +406,6 @@ def put(
     with artifacts.opened(_cluster(target, namespace), ROOT, release) as claim, meter(f"sending {source}") as meters:
         count = claim.put(source, path, *meters)
     print(f"{count} {'file' if count == 1 else 'files'} in {path} on the claim, checksums compared")
-
-def report(
-    experiment: Annotated[str | None, typer.Argument(help="A search's name; default: the latest of the model.")] = None,
-    model: Model = "iris",
-    form: Annotated[Form, typer.Option("--format", help="What to write.")] = Form.HTML,
-    output: Annotated[Path | None, typer.Option(help="File; default: .nas/report/EXPERIMENT.FORMAT; -: print.")] = None,
-) -> None:
-    """Write a search's report: trials, curves, cost, mistakes, and how to train its best model again.
-
-    Example: nas report --model mnist
-    """
-    from nas import frameworks
-
-    frameworks.ensure(ROOT / "scripts/nas/report")
-    from nas.engine import Places
-    from nas.report import history, write
-
-    source = history.here(Places(ROOT, _home()), model, experiment)
-    write(source, form.value, output, _home() / "report")
 
 
 @data_app.command()

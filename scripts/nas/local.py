@@ -66,9 +66,6 @@ def _shown(path: Path) -> str:
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
-def values_file(root: Path, name: str) -> Path:
-    """A values file by its path, or by its name in values/."""
-
 def _data(experiment: Experiment, image: Path, places: Places) -> None:
     """See to it that the trial's data is there: fetched where it is known, else put there by the user."""
     given, known = experiment.argument("data"), data.NEEDED_BY.get(image.name)
@@ -80,7 +77,9 @@ def _data(experiment: Experiment, image: Path, places: Places) -> None:
             raise NasError(f"the trainer's data is to be at {path}, where nothing is; docs/trainers.md tells how")
 
 
-def _values(root: Path, name: str) -> Path:
+def values_file(root: Path, name: str) -> Path:
+    """A values file by its path, or by its name in values/."""
+
     path = Path(name)
     return path if path.suffix or path.exists() else root / "values" / f"{name}.yaml"
 

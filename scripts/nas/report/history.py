@@ -12,9 +12,10 @@ from modelkit import artifact
 from modelkit.store import Store
 
 from nas import suggest
-from nas.engine import Places, Trial, load, recorded, trial_of
+from nas.engine import Places, load, recorded
 from nas.errors import NasError
 from nas.experiment import Experiment, Manifest
+from nas.progress import Trial, read_trial
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class History:
     def __init__(self, source: Source) -> None:
         self.experiment, self.store = Experiment(source.experiment), source.store
         self.status: dict[str, Any] = source.experiment.get("status") or {}
-        self.trials = sorted(map(trial_of, source.trials), key=lambda trial: trial.started)
+        self.trials = sorted(map(read_trial, source.trials), key=lambda trial: trial.started)
         if not self.trials:
             raise NasError(f"experiment {self.experiment.name} has no trial yet: wait for its first")
         self._jobs = {m["metadata"]["name"]: m["spec"].get("runSpec") for m in source.trials}

@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 from modelkit.artifact import Array, Input, Mistake
 from plotly.offline import get_plotlyjs
 
-from nas.engine import Trial
+from nas.progress import Trial
 from nas.report.history import History
 
 COLOURS = {"Succeeded": "#5b8def", "EarlyStopped": "#e0a030", "best": "#2fa36b", "other": "#9aa0a6"}
