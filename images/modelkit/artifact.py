@@ -141,10 +141,11 @@ class Model:
     def __init__(self, manifest: Manifest, data: bytes, threads: int) -> None:
         self.manifest = manifest
         self._session = _session(data, threads)
+        self._outputs = [output.name for output in self._session.get_outputs()]  # asked anew by each run(None)
 
     def predict(self, rows: Array) -> npt.NDArray[np.float32]:
         """Probabilities [N, classes] for rows [N, *shape] of the input's dtype. Thread-safe."""
-        result: npt.NDArray[np.float32] = self._session.run(None, {self.manifest.input.name: rows})[0]
+        result: npt.NDArray[np.float32] = self._session.run(self._outputs, {self.manifest.input.name: rows})[0]
         return result
 
     def check_answer(self) -> None:

@@ -5,28 +5,19 @@ import json
 from pathlib import Path
 from typing import Any
 
-import app
 import httpx
 import models
 import pytest
-from fastapi import FastAPI
+import service
+from interface import ask, client, lane
+from interface import service as make_service
+from lane import Lane
+from limits import Limits
+from predict import Predictor
 
 FLOWER = [5.1, 3.5, 1.4, 0.2]
 NAMED = {"sepal_length": 5.1, "sepal_width": 3.5, "petal_length": 1.4, "petal_width": 0.2}
 TAKES = "4 numbers (sepal_length, sepal_width, petal_length, petal_width)"
-
-
-def ask(server: FastAPI, method: str, path: str, body: Any = None, **more: Any) -> httpx.Response:
-    async def once() -> httpx.Response:
-        transport = httpx.ASGITransport(server, raise_app_exceptions=False)
-        async with (
-            server.router.lifespan_context(server),
-            httpx.AsyncClient(transport=transport, base_url="http://server") as client,
-        ):
-            content = body if isinstance(body, bytes | None) else json.dumps(body).encode()
-            return await client.request(method, path, content=content, **more)
-
-    return asyncio.run(once())
 
 
 @pytest.fixture(scope="module")
@@ -35,15 +26,15 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def iris(root: Path) -> FastAPI:
+def iris(root: Path) -> Lane:
     models.promote(root, "iris", models.iris_rule())
-    return app.create_app(root, "iris")
+    return lane(make_service(root, "iris"))
 
 
 @pytest.fixture(scope="module")
-def mnist(root: Path) -> FastAPI:
+def mnist(root: Path) -> Lane:
     models.promote(root, "mnist", models.brightest_of_ten())
-    return app.create_app(root, "mnist")
+    return lane(make_service(root, "mnist"))
 
 
 def pixels(digit: int) -> list[int]:
@@ -56,7 +47,7 @@ def lines(flat: list[Any]) -> list[list[Any]]:
 
 @pytest.mark.parametrize("path", ["/predict", "/predict/"])
 @pytest.mark.parametrize("body", [FLOWER, NAMED, dict(reversed(NAMED.items()))])
-def test_one_flower_is_answered_with_class_label_and_model(iris: FastAPI, root: Path, path: str, body: Any) -> None:
+def test_one_flower_is_answered_with_class_label_and_model(iris: Lane, root: Path, path: str, body: Any) -> None:
     response = ask(iris, "POST", path, body)
     assert response.status_code == 200
     answer = response.json()
@@ -68,14 +59,14 @@ def test_one_flower_is_answered_with_class_label_and_model(iris: FastAPI, root: 
     assert sum(answer["probabilities"]) == pytest.approx(1)
 
 
-def test_the_body_needs_no_content_type(iris: FastAPI) -> None:
+def test_the_body_needs_no_content_type(iris: Lane) -> None:
     form = {"Content-Type": "application/x-www-form-urlencoded"}  # what curl -d says unless told otherwise
     assert ask(iris, "POST", "/predict", FLOWER).status_code == 200
     assert ask(iris, "POST", "/predict", FLOWER, headers=form).status_code == 200
 
 
 @pytest.mark.parametrize("as_objects", [False, True])
-def test_a_list_of_rows_is_answered_in_its_order(iris: FastAPI, as_objects: bool) -> None:
+def test_a_list_of_rows_is_answered_in_its_order(iris: Lane, as_objects: bool) -> None:
     rows: list[Any] = [[5.1, 3.5, length, 0.2] for length in (6, 1.4, 4, 1)]
     body = [dict(zip(NAMED, row, strict=True)) for row in rows] if as_objects else rows
     answer = ask(iris, "POST", "/predict", body).json()
@@ -84,25 +75,25 @@ def test_a_list_of_rows_is_answered_in_its_order(iris: FastAPI, as_objects: bool
     assert [len(p) for p in answer["probabilities"]] == [3] * 4
 
 
-def test_a_list_with_one_row_is_answered_with_a_list(iris: FastAPI) -> None:
+def test_a_list_with_one_row_is_answered_with_a_list(iris: Lane) -> None:
     assert ask(iris, "POST", "/predict", [FLOWER]).json()["predictions"] == [0]
 
 
 @pytest.mark.parametrize("body", [pixels(7), lines(pixels(7)), [float(p) for p in pixels(7)]])
-def test_an_image_is_784_whole_numbers_or_28_lists(mnist: FastAPI, body: Any) -> None:
+def test_an_image_is_784_whole_numbers_or_28_lists(mnist: Lane, body: Any) -> None:
     answer = ask(mnist, "POST", "/predict", body).json()
     assert (answer["prediction"], answer["label"]) == (7, "7")
 
 
 @pytest.mark.parametrize("form", [pixels, lambda digit: lines(pixels(digit))])
-def test_several_images_are_answered_in_their_order(mnist: FastAPI, form: Any) -> None:
+def test_several_images_are_answered_in_their_order(mnist: Lane, form: Any) -> None:
     assert ask(mnist, "POST", "/predict", [form(digit) for digit in (3, 1, 4)]).json()["predictions"] == [3, 1, 4]
 
 
-def test_a_body_that_is_answered_in_a_thread_gets_the_same_answers(mnist: FastAPI) -> None:
+def test_a_body_that_is_answered_in_a_thread_gets_the_same_answers(mnist: Lane) -> None:
     digits = [i % 10 for i in range(100)]
     body = [pixels(digit) for digit in digits]
-    assert len(json.dumps(body)) > app.INLINE_BODY
+    assert len(json.dumps(body)) > service.INLINE
     assert ask(mnist, "POST", "/predict", body).json()["predictions"] == digits
 
 
@@ -140,9 +131,7 @@ def test_a_body_that_is_answered_in_a_thread_gets_the_same_answers(mnist: FastAP
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, str) else "",
 )
-def test_a_body_that_is_no_flower_is_refused_in_a_sentence(
-    iris: FastAPI, body: Any, status: int, sentence: str
-) -> None:
+def test_a_body_that_is_no_flower_is_refused_in_a_sentence(iris: Lane, body: Any, status: int, sentence: str) -> None:
     response = ask(iris, "POST", "/predict", body)
     assert response.status_code == status
     assert list(response.json()) == ["error"]
@@ -162,13 +151,13 @@ def test_a_body_that_is_no_flower_is_refused_in_a_sentence(
         ({"pixel": 1}, "expected 784 numbers or 28×28 lists, whole from 0 to 255, got an object"),
     ],
 )
-def test_a_body_that_is_no_image_is_refused_in_a_sentence(mnist: FastAPI, body: Any, sentence: str) -> None:
+def test_a_body_that_is_no_image_is_refused_in_a_sentence(mnist: Lane, body: Any, sentence: str) -> None:
     response = ask(mnist, "POST", "/predict", body)
     assert response.status_code == 422
     assert response.json() == {"error": sentence}
 
 
-def test_a_body_without_an_announced_length_is_cut_off_at_the_limit(iris: FastAPI) -> None:
+def test_a_body_without_an_announced_length_is_cut_off_at_the_limit(iris: Lane) -> None:
     sent = 0
 
     async def endless() -> Any:
@@ -178,53 +167,39 @@ def test_a_body_without_an_announced_length_is_cut_off_at_the_limit(iris: FastAP
             yield b" " * 2**20
 
     async def once() -> httpx.Response:
-        transport = httpx.ASGITransport(iris)
-        async with (
-            iris.router.lifespan_context(iris),
-            httpx.AsyncClient(transport=transport, base_url="http://server") as client,
-        ):
-            return await client.post("/predict", content=endless())
+        async with client(iris) as asking:
+            return await asking.post("/predict", content=endless())
 
     assert asyncio.run(once()).status_code == 413
-    assert sent <= app.MAX_BODY + 2 * 2**20
+    assert sent <= Limits().body + 2 * 2**20
 
 
-def test_the_model_endpoint_answers_the_manifest(iris: FastAPI, root: Path) -> None:
+def test_the_model_endpoint_answers_the_manifest(iris: Lane, root: Path) -> None:
     manifest = ask(iris, "GET", "/model").json()
     assert manifest["digest"] == (root / "iris" / "CURRENT").read_text().strip()
     assert manifest["classes"] == models.SPECIES
     assert [feature["name"] for feature in manifest["input"]["features"]] == list(NAMED)
 
 
-def test_every_documented_example_gets_the_documented_answer(iris: FastAPI, mnist: FastAPI) -> None:
-    for server in (iris, mnist):
-        operation = ask(server, "GET", "/openapi.json").json()["paths"]["/predict"]["post"]
-        bodies = operation["requestBody"]["content"]["application/json"]["examples"]
-        answers = operation["responses"]["200"]["content"]["application/json"]["examples"]
-        assert len(bodies) == 3
-        for form, body in bodies.items():
-            assert ask(server, "POST", "/predict", body["value"]).json() == answers[form]["value"]
-
-
-def test_the_documentation_page_is_there(iris: FastAPI) -> None:
+def test_the_documentation_page_is_there(iris: Lane) -> None:
     assert ask(iris, "GET", "/docs").status_code == 200
 
 
-def test_an_unknown_path_and_a_wrong_method_use_the_same_error_format(iris: FastAPI) -> None:
+def test_an_unknown_path_and_a_wrong_method_use_the_same_error_format(iris: Lane) -> None:
     assert ask(iris, "GET", "/nothing").json() == {"error": "Not Found"}
     wrong = ask(iris, "GET", "/predict")
     assert (wrong.status_code, wrong.json(), wrong.headers["allow"]) == (405, {"error": "Method Not Allowed"}, "POST")
 
 
-def test_a_bug_is_answered_without_its_traceback(iris: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "_answer", lambda *_: 1 / 0)
+def test_a_bug_is_answered_without_its_traceback(iris: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Predictor, "answer", lambda *_: 1 / 0)
     response = ask(iris, "POST", "/predict", FLOWER)
     assert response.status_code == 500
     assert response.json() == {"error": "a bug in the server: its log says more"}
 
 
 def test_without_a_model_it_is_alive_but_not_ready(tmp_path: Path) -> None:
-    server = app.create_app(tmp_path, "iris")
+    server = lane(make_service(tmp_path))
     assert ask(server, "GET", "/healthz").json() == {"status": "alive"}
     for method, path in (("GET", "/readyz"), ("GET", "/model"), ("POST", "/predict")):
         response = ask(server, method, path, FLOWER if method == "POST" else None)
@@ -235,12 +210,12 @@ def test_without_a_model_it_is_alive_but_not_ready(tmp_path: Path) -> None:
 
 
 def test_it_can_be_ready_before_it_has_a_model(tmp_path: Path) -> None:
-    response = ask(app.create_app(tmp_path, "iris", ready="process"), "GET", "/readyz")
+    response = ask(lane(make_service(tmp_path, ready="process")), "GET", "/readyz")
     assert response.status_code == 200
     assert response.json()["digest"] is None
     assert "run its search first" in response.json()["problem"]
 
 
-def test_with_a_model_it_is_ready_and_names_it(iris: FastAPI, root: Path) -> None:
+def test_with_a_model_it_is_ready_and_names_it(iris: Lane, root: Path) -> None:
     digest = (root / "iris" / "CURRENT").read_text().strip()
     assert ask(iris, "GET", "/readyz").json() == {"ready": True, "model": "iris", "digest": digest, "problem": None}

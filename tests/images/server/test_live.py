@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import app
 import httpx
+import interface
 import live
 import models
 import numpy as np
@@ -22,10 +22,11 @@ FLOWER = [5.1, 3.5, 1.4, 0.2]
 
 @contextlib.asynccontextmanager
 async def serving(root: Path) -> AsyncIterator[httpx.AsyncClient]:
-    server = app.create_app(root, "iris", poll=0.002)
-    client = httpx.AsyncClient(transport=httpx.ASGITransport(server), base_url="http://server")
-    async with server.router.lifespan_context(server), client:
+    answering = interface.service(root)
+    following = asyncio.create_task(answering.live.follow(0.002))
+    async with interface.client(interface.lane(answering)) as client:
         yield client
+    following.cancel()
 
 
 async def eventually(what: Callable[[], Awaitable[Any]]) -> Any:
