@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import v2
 from fastapi import FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.staticfiles import StaticFiles
 from limits import Refusal
@@ -100,8 +101,8 @@ def create_app(service: Service) -> FastAPI:
     async def problem(_: Request, error: HTTPException) -> Response:
         return _json({"error": error.detail}, error.status_code, error.headers)
 
-    @app.exception_handler(422)
-    async def invalid(_: Request, error: Any) -> Response:
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
         where, what = error.errors()[0]["loc"][-1], error.errors()[0]["msg"]
         return _json({"error": f"{where}: {what}"}, 422)
 

@@ -60,8 +60,7 @@ class Reader:
         if start == b"[{":
             table, single = [image.b64 for image in data], False
         elif start == b"[[":
-            single = len(data) == len(self._image) // 2 * self._image[0] if self._image else False
-            single = single and set(map(len, data)) == {self._image[1]}
+            single = bool(self._image) and len(data) == self._image[0] and set(map(len, data)) == {self._image[1]}
             table = [list(itertools.chain.from_iterable(data))] if single else data
         else:
             table, single = [data.b64 if start == b'{"' else data], True

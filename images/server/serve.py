@@ -41,7 +41,7 @@ log = logging.getLogger("nas.server")
 class Server(uvicorn.Server):
     """Follows the store while it runs, and ends what is too slow. Says where it listens and what it serves."""
 
-    def __init__(self, service: Service, keys: Keys, access_log: bool, poll: float = 1.0) -> None:
+    def __init__(self, service: Service, keys: Keys, access_log: bool, poll: float) -> None:
         lane = Lane(service, _routes, keys, access_log)
         http: Any = functools.partial(Connection, service.limits, service.counts)
         super().__init__(
@@ -99,6 +99,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=8000, help="default: %(default)s; 0 takes a free one")
     ready = "when /readyz says 200: with the first model, or at once (default: %(default)s)"
     parser.add_argument("--ready", choices=["model", "process"], default="model", help=ready)
+    poll = "seconds between two looks at which version is current (default: %(default)s)"
+    parser.add_argument("--poll", type=float, default=1.0, metavar="N", help=poll)
     parser.add_argument("--workers", type=_positive, default=1, help="processes on the port (default: %(default)s)")
     keys = "file of API keys, one a line, read again when it changes (default: all may ask)"
     parser.add_argument("--api-keys", type=Path, metavar="FILE", help=keys)
@@ -131,7 +133,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def run(worker: int, parent: int | None = None) -> None:
         counts.become(worker)
-        server = Server(Service(live, counts, limits, args.ready), key_file, args.access_log)
+        server = Server(Service(live, counts, limits, args.ready), key_file, args.access_log, args.poll)
         server.quiet, server.parent = worker > 0, parent
         with contextlib.suppress(KeyboardInterrupt):
             server.run(sockets=[listener])

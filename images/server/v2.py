@@ -56,11 +56,11 @@ _read = msgspec.json.Decoder(Inference).decode
 
 def router(service: Service, asking: dict[int | str, Any], reading: dict[int | str, Any]) -> APIRouter:
     """The protocol's endpoints; `asking` and `reading` describe the errors of its POSTs and GETs."""
-    routes, name = APIRouter(prefix="/v2", tags=["Open Inference Protocol v2"]), service.live.store.model
+    routes, own = APIRouter(prefix="/v2", tags=["Open Inference Protocol v2"]), service.live.store.model
 
-    def chosen(model: str, version: str | None = None) -> Predictor:
-        if model != name:
-            raise Refusal(404, f"no model {model[:40]!r} here: this server has {name}")
+    def chosen(name: str, version: str | None = None) -> Predictor:
+        if name != own:
+            raise Refusal(404, f"no model {name[:40]!r} here: this server has {own}")
         current = service.current()
         if version and current.manifest.digest != version:
             raise Refusal(404, f"version {version[:12]} doesn't answer here: {current.manifest.digest} does")
@@ -82,11 +82,11 @@ def router(service: Service, asking: dict[int | str, Any], reading: dict[int | s
         """Which server this is."""
         return _json({"name": "nas", "version": "0.1.0", "extensions": ["binary_tensor_data"]})
 
-    @routes.get("/models/{model}/versions/{version}", responses=reading)
-    @routes.get("/models/{model}", responses=reading)
-    async def metadata(model: str, version: str | None = None) -> Response:
+    @routes.get("/models/{name}/versions/{version}", responses=reading)
+    @routes.get("/models/{name}", responses=reading)
+    async def metadata(name: str, version: str | None = None) -> Response:
         """Inputs and outputs. A version is a digest."""
-        manifest = (current := chosen(model, version)).manifest
+        manifest = (current := chosen(name, version)).manifest
         takes, classes = manifest.input, len(manifest.classes)
         inputs = [Tensor(takes.name, _datatype(np.dtype(takes.dtype)), [-1, *takes.shape])]
         outputs = [
@@ -95,7 +95,7 @@ def router(service: Service, asking: dict[int | str, Any], reading: dict[int | s
         ]
         return _json(
             {
-                "name": model,
+                "name": name,
                 "versions": [manifest.digest],
                 "platform": "onnxruntime_onnx",
                 "inputs": inputs,
@@ -103,17 +103,17 @@ def router(service: Service, asking: dict[int | str, Any], reading: dict[int | s
             }
         )
 
-    @routes.get("/models/{model}/versions/{version}/ready", responses=reading)
-    @routes.get("/models/{model}/ready", responses=reading)
-    async def model_ready(model: str, version: str | None = None) -> Response:
+    @routes.get("/models/{name}/versions/{version}/ready", responses=reading)
+    @routes.get("/models/{name}/ready", responses=reading)
+    async def model_ready(name: str, version: str | None = None) -> Response:
         """The model, or this version of it, answers."""
-        return _json({"name": model, "ready": bool(chosen(model, version))})
+        return _json({"name": name, "ready": bool(chosen(name, version))})
 
-    @routes.post("/models/{model}/versions/{version}/infer", responses=asking | reading)
-    @routes.post("/models/{model}/infer", responses=asking | reading)
-    async def infer(request: Request, model: str, version: str | None = None) -> Response:
+    @routes.post("/models/{name}/versions/{version}/infer", responses=asking | reading)
+    @routes.post("/models/{name}/infer", responses=asking | reading)
+    async def infer(request: Request, name: str, version: str | None = None) -> Response:
         """Classify rows: outputs `probabilities`, `prediction` (class indices) and `label`."""
-        current, length = chosen(model, version), request.headers.get(HEADER)
+        current, length = chosen(name, version), request.headers.get(HEADER)
         body = await read(request.receive, request.scope["headers"], service.limits)
         content, header, rows = await service.run(lambda body: infer_body(current, body, length), body)
         service.counts.add("rows", rows)
