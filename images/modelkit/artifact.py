@@ -4,7 +4,9 @@ Loading a model never runs code from it: no pickle, operators from an allow-list
 cap, and a digest checked on the very bytes the session is built from.
 """
 
+import functools
 import hashlib
+import importlib.util
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -315,11 +317,11 @@ def _manifest(folder: Path, actual: str) -> Manifest:
 
 
 def _check(path: Path, data: bytes, manifest: Manifest) -> None:
-    import onnx
     from google.protobuf.message import DecodeError
 
+    onnx = _messages()
     try:
-        model = onnx.load_model_from_string(data)
+        model = onnx.ModelProto.FromString(data)
     except DecodeError as error:
         raise ArtifactError(f"{path} is not an ONNX file") from error
     graph = model.graph
@@ -340,6 +342,21 @@ def _check(path: Path, data: bytes, manifest: Manifest) -> None:
         raise ArtifactError(f"{path} doesn't say what it takes and answers: {error}") from error
     if contract != Contract(manifest.input, manifest.classes):
         raise ArtifactError(f"{path} and its manifest disagree about input or classes")
+
+
+@functools.cache
+def _messages() -> Any:
+    """ONNX's protobuf messages alone: `import onnx` would be a third of a server's cold start."""
+    package = importlib.util.find_spec("onnx")
+    assert package
+    assert package.submodule_search_locations
+    path = Path(package.submodule_search_locations[0]) / "onnx_ml_pb2.py"
+    spec = importlib.util.spec_from_file_location("onnx.onnx_ml_pb2", path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _session(data: bytes, threads: int) -> Any:
