@@ -13,10 +13,10 @@ OPTIONS = ["--model", "iris", "--host", "127.0.0.1"]
 
 
 @contextlib.contextmanager
-def server(root: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
+def server(root: Path, *words: str, name: str = "iris") -> Iterator[tuple[subprocess.Popen[str], str, str]]:
     """A server on a free port: the process, its first line and its URL. It is ended, and must leave without error."""
     process = subprocess.Popen(
-        [sys.executable, serve.__file__, *OPTIONS, "--store", str(root), "--port", "0", *words],
+        [sys.executable, serve.__file__, *OPTIONS, "--model", name, "--store", str(root), "--port", "0", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
