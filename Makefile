@@ -78,6 +78,9 @@ bench-search: .venv/ready-dev ## accuracy and time of both searches over 5 seeds
 bench-batch: .venv/ready-dev ## batch scoring beside tutorial-style jobs, kill -9 and memory (10 min)
 	@.venv/bin/python bench/batch.py $(ARGS)
 
+bench-serving: .venv/ready-dev ## requests and rows a second beside the plain tutorial's server and a peer's
+	@.venv/bin/python bench/serving.py $(ARGS)
+
 lock: .venv/ready ## resolve pyproject.toml's dependencies anew into requirements*.txt
 	@set -e; cd "$(CURDIR)"; compile() { .venv/bin/uv pip compile pyproject.toml --quiet --upgrade --universal \
 	  --python-version 3.11 --generate-hashes --no-header "$$@"; }; \

@@ -47,14 +47,14 @@ def iris(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with an MNIST model that the trainer made in three epochs."""
+    """A store with an MNIST model that the trainer made in two epochs."""
     home = Path(os.environ.get("NAS_HOME", ROOT / ".nas"))
     data.ensure("mnist", home / "data")
     root = tmp_path_factory.mktemp("mnist")
     folder = root / "mnist/trials/search/quick"
-    words = ["--layers=1", "--units=128", "--lr=0.005", "--epochs=3", "--seed=1", f"--export-path={folder}"]
+    words = ["--layers=1", "--units=128", "--lr=0.005", "--epochs=2", "--seed=1", f"--export-path={folder}"]
     command = [sys.executable, str(ROOT / "images/mnist-trainer/train.py"), *words]
-    environment = os.environ | {"NAS_DATA": str(home / "data")}
+    environment = os.environ | {"NAS_DATA": str(home / "data"), "NAS_CPUS": "1"}
     subprocess.run(command, check=True, env=environment, timeout=570, stdout=subprocess.DEVNULL)
     assert Store(root, "mnist").load().manifest.metrics.validation.accuracy > 0.95
     return root
