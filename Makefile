@@ -7,6 +7,7 @@ TARGET ?= auto
 ARGS ?=
 NAS := .venv/bin/nas
 FROM ?=
+SECONDS ?= 30
 CHECKOV := .venv/bin/uv tool run --quiet --from checkov==3.3.30 checkov --config-file .checkov.yaml
 
 ##@ Search, serve, score
@@ -49,6 +50,10 @@ cluster-up: .venv/ready-dev ## start that Kubernetes by hand, with the images in
 
 cluster-down: ## stop it
 	@.venv/bin/python tests/cluster/node.py down
+
+test-fuzz: .venv/ready-dev ## look for requests that break the server's decoders or its description (SECONDS=30)
+	@.venv/bin/python tests/fuzz/decoders.py $(SECONDS) .nas/fuzz
+	@.venv/bin/python tests/fuzz/openapi.py $(SECONDS)
 
 lint: .venv/ready-dev ## run ruff, mypy, yamllint, shellcheck, helm lint and checkov
 	@.venv/bin/ruff check .

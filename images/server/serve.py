@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,7 @@ def main(argv: list[str] | None = None) -> int:
             f"--max-{name}", type=kind, default=default, metavar="N", help=f"{text} at most (%(default)s)"
         )
     args = parser.parse_args(argv)
+    warnings.simplefilter("ignore")  # numpy's about the headers that clients send are no one's concern
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     family = socket.AF_INET6 if ":" in args.host else socket.AF_INET
     try:
