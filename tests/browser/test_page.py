@@ -59,8 +59,20 @@ def opened(browser: Chrome, url: str) -> None:
 
 def draw(browser: Chrome, strokes: list[list[Point]], kind: str) -> None:
     pad = find(browser, "#pad")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", pad)
     width, height = pad.size["width"], pad.size["height"]
-    actions = ActionBuilder(browser, mouse=PointerInput(kind, "pointer"), duration=20)
+    if kind == "touch":
+        left, top = (
+            browser.execute_script(f"return arguments[0].getBoundingClientRect().{side}", pad) for side in "xy"
+        )
+        for stroke in strokes:
+            for n, (x, y) in enumerate(stroke):
+                point = {"x": left + x * width, "y": top + y * height}
+                touch = {"type": "touchMove" if n else "touchStart", "touchPoints": [point]}
+                browser.execute_cdp_cmd("Input.dispatchTouchEvent", touch)
+            browser.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+        return
+    actions = ActionBuilder(browser, mouse=PointerInput("mouse", "mouse"), duration=20)
     pointer = actions.pointer_action
     for stroke in strokes:
         (x, y), *rest = [(int((x - 0.5) * width), int((y - 0.5) * height)) for x, y in stroke]

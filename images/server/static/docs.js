@@ -20,7 +20,7 @@ function examples(title, content = {}) {
 document.title = document.getElementById("title").textContent = `API of ${schema.info.title}`;
 for (const [path, methods] of Object.entries(schema.paths))
   for (const [method, operation] of Object.entries(methods)) {
-    const article = made("article", made("h3", made("code", `${method.toUpperCase()} ${path}`)));
+    const article = made("article", made("h2", made("code", `${method.toUpperCase()} ${path}`)));
     article.append(made("p", operation.description ?? operation.summary));
     article.append(...examples("Request", operation.requestBody?.content));
     article.append(...examples("Answer", operation.responses["200"]?.content));

@@ -73,7 +73,7 @@ async function predict(body) {
 
 function form(features) {
   const inputs = features.map(({ name, min, max }) => {
-    const middle = ((min + max) / 2).toFixed(2), id = `feature-${name}`, step = Number(((max - min) / 100).toPrecision(1));
+    const middle = ((min + max) / 2).toFixed(2), id = `feature-${name}`, step = 10 ** Math.floor(Math.log10((max - min) / 50 || 1));
     const number = element("input", "", { id, type: "number", step: "any", value: middle, required: "", "aria-describedby": `${id}-range` });
     const range = element("input", "", { type: "range", min, max, step, value: middle, "aria-label": `${name}, slider` });
     number.addEventListener("input", () => { range.value = number.value; send(); });
