@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
+import urllib.request
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -117,7 +118,9 @@ def peer() -> Server:
         uv = str(Path(sys.executable).with_name("uv"))
         subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(PEER)], check=True)
         pinned = [*PEER_PACKAGES, f"scikit-learn=={version('scikit-learn')}"]
-        subprocess.run([uv, "pip", "install", "--quiet", "--python", str(PEER / "bin/python"), *pinned], check=True)
+        subprocess.run(
+            [uv, "pip", "install", "--no-config", "--quiet", "--python", str(PEER / "bin/python"), *pinned], check=True
+        )
         (PEER / "ready").touch()
     folder = HOME / "mlserver"
     folder.mkdir(exist_ok=True)
@@ -240,10 +243,11 @@ def main() -> None:
     everyone = [*iris, *mnist, two]
     try:
         for server in everyone:
-            server.start(SERVER)
+            server.start(SERVER | LOAD if server is two else SERVER)
         for server in everyone:
             content = json.dumps([[0] * 784]).encode() if server in mnist else body(server).read_bytes()
             server.wait(content, f"X-API-Key: {KEY}\r\n" if server in (us, two) else "")
+        urllib.request.urlopen(f"http://127.0.0.1:{mnist[1].port}/healthz").close()  # FastAPI is imported now
         for number in range(args.rounds):
             print(f"round {number + 1} of {args.rounds}", flush=True)
 

@@ -16,6 +16,7 @@ sys.path[:0] = [str(ROOT / "images/server"), str(ROOT / "tests/images/server")]
 
 import models  # noqa: E402
 import process  # noqa: E402
+from modelkit import files  # noqa: E402
 from modelkit.store import Store  # noqa: E402
 
 
@@ -50,12 +51,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with an MNIST model that the trainer made in two epochs."""
     home = Path(os.environ.get("NAS_HOME", ROOT / ".nas"))
     data.ensure("mnist", home / "data")
-    root = tmp_path_factory.mktemp("mnist")
+    root = tmp_path_factory.getbasetemp()
+    root = (root.parent if os.environ.get("PYTEST_XDIST_WORKER") else root) / "mnist"  # one for all workers of xdist
+    root.mkdir(exist_ok=True)
     folder = root / "mnist/trials/search/quick"
     words = ["--layers=1", "--units=128", "--lr=0.005", "--epochs=2", "--seed=1", f"--export-path={folder}"]
     command = [sys.executable, str(ROOT / "images/mnist-trainer/train.py"), *words]
     environment = os.environ | {"NAS_DATA": str(home / "data"), "NAS_CPUS": "1"}
-    subprocess.run(command, check=True, env=environment, timeout=570, stdout=subprocess.DEVNULL)
+    with files.locked(root / ".lock"):
+        if not (root / "mnist/CURRENT").exists():
+            subprocess.run(command, check=True, env=environment, timeout=570, stdout=subprocess.DEVNULL)
     assert Store(root, "mnist").load().manifest.metrics.validation.accuracy > 0.95
     return root
 
