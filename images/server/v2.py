@@ -173,14 +173,13 @@ def describe(schema: dict[str, Any], current: Predictor) -> None:
     example = {"id": "1", "inputs": [tensor]}
     answer = msgspec.json.decode(infer_body(current, msgspec.json.encode(example), None)[0])
     known = {"name": current.manifest.model, "version": current.manifest.digest}
-    tensors = {"type": "array", "minItems": 1, "maxItems": 1, "items": {"type": "object", "required": list(tensor)}}
     for operation in (
         o for path, methods in schema["paths"].items() if path.startswith("/v2/m") for o in methods.values()
     ):
         for parameter in operation["parameters"]:
             parameter["schema"] = {"type": "string", "enum": [known[parameter["name"]]]}
         if operation["operationId"].endswith("post"):
-            body = {"schema": {"type": "object", "required": ["inputs"], "properties": {"inputs": tensors}}}
+            body = {"schema": {"type": "object", "required": ["inputs"]}}
             operation["requestBody"] = {"required": True, "content": {"application/json": body | {"example": example}}}
             shown = {"schema": {"type": "object"}, "example": answer}
             operation["responses"]["200"]["content"] = {"application/json": shown}
