@@ -34,6 +34,7 @@ def offer(root: Path, name: str, data: bytes, contract: artifact.Contract) -> No
         epoch=1,
         epochs_run=1,
         data_digest="0" * 64,
+        outcomes=artifact.Outcomes.of(np.ones(1, bool)),
         versions={},
         created="2026-01-01T00:00:00+00:00",
     )
