@@ -32,7 +32,8 @@ def predictor(name: str) -> Predictor:
     manifest = artifact.Manifest(
         model=name, digest=artifact.digest(data), size=len(data), input=takes, classes=classes,
         metrics=artifact.Metrics(scores), experiment="fuzz", trial="fuzz", parameters={}, seed=0, epoch=1,
-        epochs_run=1, data_digest="0" * 64, outcomes=artifact.Outcomes.of(np.ones(1, bool)), versions={}, created="2026-01-01T00:00:00+00:00",
+        epochs_run=1, data_digest="0" * 64, outcomes=artifact.Outcomes.of(np.ones(1, bool)),
+        versions={}, created="2026-01-01T00:00:00+00:00",
     )  # fmt: skip
     return Predictor(artifact.Model(manifest, data, threads=1), max_rows=16)
 
