@@ -7,6 +7,7 @@ TARGET ?= auto
 ARGS ?=
 NAS := .venv/bin/nas
 FROM ?=
+SECONDS ?= 30
 CHECKOV := .venv/bin/uv tool run --quiet --from checkov==3.3.30 checkov --config-file .checkov.yaml
 
 ##@ Search, serve, score
@@ -53,6 +54,10 @@ cluster-up: .venv/ready-dev ## start that Kubernetes by hand, with the images in
 cluster-down: ## stop it
 	@.venv/bin/python tests/cluster/node.py down
 
+test-fuzz: .venv/ready-dev ## look for requests that break the server's decoders or its description (SECONDS=30)
+	@.venv/bin/python tests/fuzz/decoders.py $(SECONDS) .nas/fuzz
+	@.venv/bin/python tests/fuzz/openapi.py 10
+
 lint: .venv/ready-dev ## run ruff, mypy, yamllint, shellcheck, helm lint and checkov
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
@@ -85,6 +90,9 @@ bench-training: .venv/ready-dev ## the trainers beside a plain tutorial one, and
 	@.venv/bin/uv pip install --quiet --python .venv/bin/python -r bench/requirements.txt
 	@$(NAS) data mnist
 	@.venv/bin/python bench/training.py $(ARGS)
+
+bench-serving: .venv/ready-dev ## requests and rows a second beside the plain tutorial's server and a peer's
+	@.venv/bin/python bench/serving.py $(ARGS)
 
 lock: .venv/ready ## resolve pyproject.toml's dependencies anew into requirements*.txt
 	@set -e; cd "$(CURDIR)"; compile() { .venv/bin/uv pip compile pyproject.toml --quiet --upgrade --universal \

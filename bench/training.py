@@ -81,7 +81,7 @@ def speed(runs: int) -> list[Row]:
         for name in list(figures)[1:]
     }
     torch.set_num_threads(1)
-    tutorial = [sys.executable, str(ROOT / "bench/tutorial/mnist.py"), "--epochs=1"]
+    tutorial = [sys.executable, str(ROOT / "bench/tutorial/train_mnist.py"), "--epochs=1"]
     for _ in range(runs):
         out = subprocess.run(
             tutorial, env=os.environ | {"NAS_DATA": str(DATA)}, capture_output=True, text=True, check=True
@@ -125,7 +125,7 @@ def target(runs: int) -> list[Row]:
         processor.append(time.process_time() - cpu)
         accuracies.append(accuracy)
         epochs.append(count)
-    command = [sys.executable, str(ROOT / "bench/tutorial/mnist.py"), "--epochs=3"]
+    command = [sys.executable, str(ROOT / "bench/tutorial/train_mnist.py"), "--epochs=3"]
     reach = []
     for seed in range(min(runs, 3)):
         environment = os.environ | {"NAS_DATA": str(DATA)}

@@ -50,7 +50,23 @@ if ! [ -x .venv/bin/uv ]; then
   .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .venv/uv.txt ||
     fail "uv could not be installed (see above): check the network or pip's index settings, then call make again"
 fi
+# What no package index has: the browser that tests the server's page, and the load of bench-serving.
+debian_tools() {
+  lacking=
+  command -v chromedriver >/dev/null || lacking="chromium chromium-driver"
+  command -v wrk >/dev/null || lacking="$lacking wrk"
+  if [ -n "$lacking" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    echo "setting up: $lacking (apt-get)"
+    # shellcheck disable=SC2086 # names of packages
+    { apt-get -qq update && apt-get -qq install -y --no-install-recommends $lacking; } >/dev/null 2>&1 ||
+      fail "apt-get could not install $lacking"
+  elif [ -n "$lacking" ]; then
+    echo "tests/browser and bench-serving need: sudo apt-get install $lacking"
+  fi
+}
+
 if [ "${1:-}" = dev ]; then
+  debian_tools
   echo "setting up: test tools and the trainers' frameworks"
   install --require-hashes -r requirements-dev.txt
   for requirements in images/*/requirements.txt; do

@@ -1,83 +1,68 @@
-"""The HTTP interface: FastAPI routes around the live model, and one format for every error."""
+"""The HTTP interface in FastAPI: routes around the live model, and their description at /docs."""
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Mapping
+import math
 from pathlib import Path
 from typing import Any
 
-import decode
 import msgspec
-from fastapi import FastAPI, Request, Response
+import v2
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
-from live import Live
-from metrics import Measured, Metrics
-from modelkit.artifact import Model
-from modelkit.store import Store
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from fastapi.staticfiles import StaticFiles
+from limits import Refusal
+from metrics import Exposition
+from modelkit.artifact import Input
+from service import Service
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
+from starlette.responses import FileResponse
 
-MAX_BODY = 8 * 2**20  # bytes
-INLINE_BODY = 64 * 2**10  # bytes; a body up to this size is answered on the event loop, a larger one in a thread
-
+STATIC = Path(__file__).with_name("static")
 ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}  # every error's body
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"description": description, "content": {"application/json": {"schema": ERROR}}}
     for status, description in (
-        (400, "The body isn't JSON"),
+        (400, "The body can't be read"),
+        (401, "No API key, or a wrong one"),
+        (404, "Not there"),
+        (408, "The request took too long to arrive"),
         (413, "Too many bytes or rows"),
+        (415, "A compressed body"),
         (422, "Not what the model takes; the sentence says what is expected"),
-        (503, "No model has been promoted yet"),
+        (503, "No model has been promoted yet, or too many requests are waiting"),
     )
 }
+READING: dict[int | str, dict[str, Any]] = {status: PROBLEMS[status] for status in (401, 503)}
+ASKING: dict[int | str, dict[str, Any]] = {status: problem for status, problem in PROBLEMS.items() if status != 404}
 
 
-def create_app(store_root: Path, model: str, *, ready: str = "model", poll: float = 1.0) -> FastAPI:
-    """The application for one model of a store; `app.state.live` is what it serves.
-
-    Ready with the first model (`ready="model"`) or at once ("process"); looks at CURRENT every `poll` seconds.
-    Raises StoreError for a name that no model can have.
-    """
-    live = Live(Store(store_root, model))
-
-    @contextlib.asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await asyncio.to_thread(live.refresh)
-        following = asyncio.create_task(live.follow(poll))
-        yield
-        following.cancel()
-
-    app = FastAPI(title=f"nas: {model}", lifespan=lifespan)
-    app.state.live = live
-    metrics = Metrics(live)
-    app.add_middleware(Measured, metrics=metrics)
-
-    def current() -> Model:
-        if live.model is None:
-            raise HTTPException(503, live.problem, {"Retry-After": "5"})
-        return live.model
+def create_app(service: Service) -> FastAPI:
+    """The application for one model of a store."""
+    live, name = service.live, service.live.store.model
+    app = FastAPI(title=f"nas: {name}", docs_url=None, redoc_url=None)
+    app.include_router(v2.router(service, ASKING, READING | {404: PROBLEMS[404]}))
+    app.mount("/static", StaticFiles(directory=STATIC))
 
     @app.post("/predict/", include_in_schema=False)
-    @app.post("/predict", responses=PROBLEMS)
+    @app.post("/predict", responses=ASKING)
     async def predict(request: Request) -> Response:
         """Classify one row (a list of numbers, an object of named features, an image), or a list of rows.
 
         Values as they were measured, pixels as whole numbers from 0 to 255: the model scales them itself. The answer
         to a list of rows has `predictions`, `labels` and a list of `probabilities`, in the rows' order.
         """
-        chosen, body = current(), await _read(request)
-        if len(body) <= INLINE_BODY:
-            answer = _answer(chosen, body)
-        else:
-            answer = await asyncio.to_thread(_answer, chosen, body)
-        metrics.rows.inc(len(answer.get("predictions", [0])))
-        return _json(answer)
+        return Response(await service.answer(request.receive, request.scope["headers"]), media_type="application/json")
 
-    @app.get("/model", responses={503: PROBLEMS[503]})
+    @app.get("/model", responses=READING)
     async def manifest() -> Response:
         """The manifest of the model that answers: its input, classes, scores, and the trial it comes from."""
-        return _json(current().manifest)
+        return _json(service.current().manifest)
+
+    @app.get("/model/history", responses=READING)
+    async def history(limit: int = Query(50, ge=1, le=1000)) -> Response:
+        """What was promoted, kept, refused, pinned and rolled back, and why: the newest first."""
+        return _json((await asyncio.to_thread(live.store.history))[: -limit - 1 : -1])
 
     @app.get("/healthz")
     async def alive() -> dict[str, str]:
@@ -87,68 +72,119 @@ def create_app(store_root: Path, model: str, *, ready: str = "model", poll: floa
     @app.get("/readyz", responses={503: PROBLEMS[503]})
     async def readiness() -> Response:
         """Ready to answer. `problem` says why the version that was promoted last isn't what answers."""
-        digest = current().manifest.digest if ready == "model" or live.model else None
-        return _json({"ready": True, "model": model, "digest": digest, "problem": live.problem})
+        digest = service.current().manifest.digest if service.ready == "model" or live.model else None
+        return _json({"ready": True, "model": name, "digest": digest, "problem": live.problem})
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def measured() -> Response:
-        """Requests, times, rows, and which version answers, for Prometheus."""
-        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        """Requests, times, rows, what was turned away, and which version answers, for Prometheus."""
+        from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+
+        registry = CollectorRegistry()
+        registry.register(Exposition(service.counts, live))
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(STATIC / "index.html")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> FileResponse:
+        return FileResponse(STATIC / "docs.html")
+
+    @app.exception_handler(Refusal)
+    async def refused(_: Request, refusal: Refusal) -> Response:
+        headers = {name.decode(): value.decode() for name, value in refusal.headers}
+        return Response(refusal.body(), refusal.status, headers, "application/json")
 
     @app.exception_handler(HTTPException)
     async def problem(_: Request, error: HTTPException) -> Response:
         return _json({"error": error.detail}, error.status_code, error.headers)
 
-    @app.exception_handler(ClientDisconnect)
-    async def left(_: Request, __: ClientDisconnect) -> Response:
-        return Response(status_code=400)  # no one is there to read it
-
-    @app.exception_handler(Exception)
-    async def bug(_: Request, __: Exception) -> Response:
-        return _json({"error": "a bug in the server: its log says more"}, 500)
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        where, what = error.errors()[0]["loc"][-1], error.errors()[0]["msg"]
+        return _json({"error": f"{where}: {what}"}, 422)
 
     def openapi() -> dict[str, Any]:
         """The schema, with bodies that the model takes now and what it answers to them."""
         schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
         if chosen := live.model:
-            bodies = decode.examples(chosen.manifest.input)
-            answers = {form: _answer(chosen, msgspec.json.encode(body)) for form, body in bodies.items()}
+            bodies = examples(chosen.manifest.input)
+            answers = {form: chosen.answer(msgspec.json.encode(body))[0] for form, body in bodies.items()}
             operation = schema["paths"]["/predict"]["post"]
-            operation["requestBody"] = {"required": True, "content": _shown(bodies)}
-            operation["responses"]["200"]["content"] = _shown(answers)
+            content = _shown(bodies, body_schema(chosen.manifest.input, service.limits.rows))
+            binary = {"application/x-npy": {"schema": {"type": "string", "format": "binary"}}}
+            operation["requestBody"] = {"required": True, "content": content | binary}
+            answered = {form: msgspec.json.decode(answer) for form, answer in answers.items()}
+            operation["responses"]["200"]["content"] = _shown(answered, {"type": "object"})
+            v2.describe(schema, chosen)
         return schema
 
     app.openapi = openapi  # type: ignore[method-assign]
     return app
 
 
-def _shown(values: dict[str, Any]) -> dict[str, Any]:
-    return {"application/json": {"schema": {}, "examples": {form: {"value": value} for form, value in values.items()}}}
+def examples(takes: Input) -> dict[str, Any]:
+    """A body of each form that the model takes, by the form's name: features midway in their ranges, blank images."""
+    features, image, size = takes.features or [], takes.image, math.prod(takes.shape)
+    row: list[float] = [round((f.min + f.max) / 2, 2) for f in features] or [0] * size
+    forms: dict[str, Any] = {"numbers": row, "rows": [row, row]}
+    if features:
+        named = {f.name: value for f, value in zip(features, row, strict=True)}
+        forms |= {"named features": named, "several of them": [named, named]}
+    if image:
+        forms |= {
+            "image": [[0] * image[1]] * image[0],
+            "base64 of its bytes": {"b64": msgspec.json.encode(bytes(size)).decode().strip('"')},
+        }
+    return forms
 
 
-def _answer(model: Model, body: bytes) -> dict[str, Any]:
-    manifest = model.manifest
-    rows, single = decode.rows(body, manifest.input)
-    probabilities = model.predict(rows)
-    best = probabilities.argmax(axis=1).tolist()
-    labels, source = [manifest.classes[i] for i in best], {"model": manifest.model, "digest": manifest.digest}
-    if single:
-        return {"prediction": best[0], "label": labels[0], "probabilities": probabilities[0].tolist(), **source}
-    return {"predictions": best, "labels": labels, "probabilities": probabilities.tolist(), **source}
+def body_schema(takes: Input, max_rows: int) -> dict[str, Any]:
+    """JSON Schema of the bodies that /predict takes."""
+    size = math.prod(takes.shape)
+    number = (
+        {"type": "integer", "minimum": 0, "maximum": 255}
+        if takes.dtype == "uint8"
+        else {"type": "number", "minimum": -3e38, "maximum": 3e38}
+    )
+    rows = [_fixed(number, size)]
+    if takes.features:
+        names = [feature.name for feature in takes.features]
+        rows.append(
+            {
+                "type": "object",
+                "properties": dict.fromkeys(names, number),
+                "required": names,
+                "additionalProperties": False,
+            }
+        )
+    if takes.image:
+        base64 = {
+            "type": "string",
+            "contentEncoding": "base64",
+            "minLength": -(-size // 3) * 4,
+            "maxLength": -(-size // 3) * 4,
+            "pattern": "^[A-Za-z0-9+/]*={0,2}$",
+        }
+        rows += [
+            _fixed(_fixed(number, takes.image[1]), takes.image[0]),
+            {"type": "object", "properties": {"b64": base64}, "required": ["b64"], "additionalProperties": False},
+        ]
+    several = [{"type": "array", "items": row, "minItems": 1, "maxItems": max_rows} for row in rows]
+    return {"anyOf": [*rows, *several]}
 
 
-async def _read(request: Request) -> bytes:
-    """The body; more than MAX_BODY of it is never in memory."""
-    body, announced = bytearray(), request.headers.get("content-length", "0")
-    too_large = HTTPException(413, f"at most {MAX_BODY} bytes a request: send fewer rows", {"Connection": "close"})
-    if int(announced) > MAX_BODY:
-        raise too_large
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY:
-            raise too_large
-    return bytes(body)
+def _shown(values: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "application/json": {"schema": schema, "examples": {form: {"value": value} for form, value in values.items()}}
+    }
 
 
-def _json(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+def _json(content: Any, status: int = 200, headers: Any = None) -> Response:
     return Response(msgspec.json.encode(content), status, headers, "application/json")
+
+
+def _fixed(items: dict[str, Any], count: int) -> dict[str, Any]:
+    return {"type": "array", "items": items, "minItems": count, "maxItems": count}

@@ -4,8 +4,10 @@ import asyncio
 import logging
 
 import numpy as np
+from metrics import Counts
 from modelkit import artifact
 from modelkit.store import Store
+from predict import Predictor
 
 log = logging.getLogger("nas.server")
 
@@ -16,11 +18,10 @@ class Live:
     `problem` says why what CURRENT names isn't what answers: nothing is promoted yet, or the version is refused.
     """
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self.model: artifact.Model | None = None
+    def __init__(self, store: Store, counts: Counts | None = None, max_rows: int = 4096) -> None:
+        self.store, self._counts, self._max_rows = store, counts or Counts(), max_rows
+        self.model: Predictor | None = None
         self.problem: str | None = None
-        self.loads = self.refusals = 0
 
     def refresh(self) -> None:
         """Serve what CURRENT names once it is loaded, verified and has answered; until then what was. Blocks."""
@@ -32,13 +33,14 @@ class Live:
                 takes, classes = model.manifest.input, model.manifest.classes
                 if model.predict(np.zeros((1, *takes.shape), takes.dtype)).shape != (1, len(classes)):
                     raise artifact.ArtifactError(f"{digest} doesn't answer with {len(classes)} probabilities a row")
-                self.model = model
-                self.loads += 1
+                self.model = Predictor(model, self._max_rows)
+                self._counts.add("loads")
             self.problem = None
         except Exception as error:  # noqa: BLE001 - nothing that a version does may end the following of CURRENT
             if self.problem != (problem := str(error)):
                 self.problem = problem
-                self.refusals += bool(digest or self.model)  # else nothing is promoted yet
+                if digest or self.model:  # else nothing is promoted yet
+                    self._counts.add("refusals")
 
     async def follow(self, interval: float) -> None:
         """Refresh every `interval` seconds in a thread, and log each change once. Runs until cancelled."""

@@ -1,66 +1,107 @@
 """What /metrics shows, for Prometheus; charts/nas/charts/serving/dashboard.json draws it."""
 
-import time
+import bisect
+import datetime
+import mmap
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from live import Live
-from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+if TYPE_CHECKING:  # imported when someone asks: it would be a third of the cold start
+    from live import Live
+    from prometheus_client.core import Metric
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+STATUSES = (200, 400, 401, 404, 405, 413, 415, 422, 500, 503)  # any other is counted as its hundred
+PATHS = (
+    "/predict",
+    "/v2/models/{name}/infer",
+    "/v2/models/{name}/versions/{version}/infer",
+    "/model",
+    "/healthz",
+    "/readyz",
+    "/metrics",
+    "other",
+)
+REJECTS = ("key", "busy", "slow", "connections", "malformed")
+_PER_PATH = len(STATUSES) + len(SECONDS) + 2  # and the sum of the seconds
+_REST = ("rows", "loads", "refusals", *REJECTS)
+_STATUS = {status: i for i, status in enumerate(STATUSES)}
+_PATH = {path: i * _PER_PATH for i, path in enumerate(PATHS)} | {"/predict/": 0}
+_SLOT = {name: len(PATHS) * _PER_PATH + i for i, name in enumerate(_REST)}
+_SIZE = len(PATHS) * _PER_PATH + len(_REST)
 
 
-class Metrics:
-    """The counters of one server, and its live model as Prometheus sees it."""
+class Counts:
+    """Counters in memory that forked workers share: a row each, so that none waits; a reader sums them."""
 
-    def __init__(self, live: Live) -> None:
-        self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "nas_requests", "Answers by path and status.", ["path", "status"], registry=self.registry
+    def __init__(self, workers: int = 1) -> None:
+        self._all = memoryview(mmap.mmap(-1, workers * _SIZE * 8)).cast("d")
+        self.become(0)
+
+    def become(self, worker: int) -> None:
+        """Count in the row of this worker; one that is started anew goes on with it."""
+        self._mine = self._all[worker * _SIZE : (worker + 1) * _SIZE]
+
+    def add(self, name: str, amount: float = 1) -> None:
+        """One of rows, loads, refusals, or a reason in REJECTS."""
+        self._mine[_SLOT[name]] += amount
+
+    def answered(self, path: str, status: int, seconds: float) -> None:
+        """A request to the route `path` (what has no counter of its own is "other") was answered."""
+        mine, base = self._mine, _PATH.get(path, _PATH["other"])
+        mine[base + _STATUS.get(status, _STATUS.get(status // 100 * 100, 1))] += 1
+        base += len(STATUSES)
+        mine[base + bisect.bisect_left(SECONDS, seconds)] += 1
+        mine[base + len(SECONDS) + 1] += seconds
+
+    def totals(self) -> list[float]:
+        """All workers' counters."""
+        return [sum(self._all[i::_SIZE]) for i in range(_SIZE)]
+
+
+class Exposition:
+    """The counters and the live model as Prometheus sees them."""
+
+    def __init__(self, counts: Counts, live: "Live") -> None:
+        self._counts, self._live = counts, live
+
+    def collect(self) -> "Iterable[Metric]":
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+        totals = self._counts.totals()
+        requests = CounterMetricFamily("nas_requests", "Answers by path and status.", labels=["path", "status"])
+        seconds = HistogramMetricFamily("nas_request_seconds", "Time to answer.", labels=["path"])
+        for path in PATHS:
+            base = _PATH[path]
+            for status, i in _STATUS.items():
+                if totals[base + i]:
+                    requests.add_metric([path, str(status)], totals[base + i])
+            times = totals[base + len(STATUSES) : base + _PER_PATH]
+            if any(times):
+                bounds, below = [*map(str, SECONDS), "+Inf"], [sum(times[: i + 1]) for i in range(len(SECONDS) + 1)]
+                seconds.add_metric([path], list(zip(bounds, below, strict=True)), times[-1])
+        yield requests
+        yield seconds
+        for name, text in (
+            ("rows", "Rows classified."),
+            ("loads", "Versions taken up, by each worker."),
+            ("refusals", "Versions in CURRENT that were refused, by each worker."),
+        ):
+            yield CounterMetricFamily(f"nas_{name}", text, value=totals[_SLOT[name]])
+        rejects = CounterMetricFamily(
+            "nas_rejects", "Requests and connections turned away, by reason.", labels=["reason"]
         )
-        self.seconds = Histogram(
-            "nas_request_seconds", "Time to answer.", ["path"], buckets=SECONDS, registry=self.registry
-        )
-        self.rows = Counter("nas_rows", "Rows classified.", registry=self.registry)
-        self._live = live
-        self.registry.register(self)
-
-    def collect(self) -> Iterable[Metric]:
-        """What is only known when someone asks."""
-        loads, refusals = self._live.loads, self._live.refusals
-        yield CounterMetricFamily("nas_loads", "Versions taken up, the first included.", value=loads)
-        yield CounterMetricFamily("nas_refusals", "Versions in CURRENT that were refused.", value=refusals)
+        for reason in REJECTS:
+            rejects.add_metric([reason], totals[_SLOT[reason]])
+        yield rejects
         info = GaugeMetricFamily("nas_model_info", "The version that answers.", labels=["model", "digest", "trial"])
         accuracy = GaugeMetricFamily("nas_model_accuracy", "Its accuracy on the validation rows of its search.")
-        if model := self._live.model:
-            info.add_metric([model.manifest.model, model.manifest.digest, model.manifest.trial], 1)
-            accuracy.add_metric([], model.manifest.metrics.validation.accuracy)
+        created = GaugeMetricFamily("nas_model_created_timestamp_seconds", "When its trial made it.")
+        if predictor := self._live.model:
+            manifest = predictor.manifest
+            info.add_metric([manifest.model, manifest.digest, manifest.trial], 1)
+            accuracy.add_metric([], manifest.metrics.validation.accuracy)
+            created.add_metric([], datetime.datetime.fromisoformat(manifest.created).timestamp())
         yield info
         yield accuracy
-
-
-class Measured:
-    """ASGI middleware: counts and times every answer, by the path of its route (unknown paths are one)."""
-
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._app, self._metrics = app, metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        started, status = time.perf_counter(), 500
-
-        async def watch(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self._app(scope, receive, watch)
-        finally:
-            path = getattr(scope.get("route"), "path", "unknown").rstrip("/")
-            self._metrics.requests.labels(path, status).inc()
-            self._metrics.seconds.labels(path).observe(time.perf_counter() - started)
+        yield created

@@ -1,62 +1,30 @@
 """What the HTTP interface answers, for good and for bad bodies."""
 
 import asyncio
+import base64
+import io
 import json
 from pathlib import Path
 from typing import Any
 
-import app
+import bodies
 import httpx
 import models
+import numpy as np
 import pytest
-from fastapi import FastAPI
+import service
+from interface import ask, client, lane
+from interface import service as make_service
+from lane import Lane
+from limits import Limits
+from predict import Predictor
 
-FLOWER = [5.1, 3.5, 1.4, 0.2]
-NAMED = {"sepal_length": 5.1, "sepal_width": 3.5, "petal_length": 1.4, "petal_width": 0.2}
-TAKES = "4 numbers (sepal_length, sepal_width, petal_length, petal_width)"
-
-
-def ask(server: FastAPI, method: str, path: str, body: Any = None, **more: Any) -> httpx.Response:
-    async def once() -> httpx.Response:
-        transport = httpx.ASGITransport(server, raise_app_exceptions=False)
-        async with (
-            server.router.lifespan_context(server),
-            httpx.AsyncClient(transport=transport, base_url="http://server") as client,
-        ):
-            content = body if isinstance(body, bytes | None) else json.dumps(body).encode()
-            return await client.request(method, path, content=content, **more)
-
-    return asyncio.run(once())
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("store")
-
-
-@pytest.fixture(scope="module")
-def iris(root: Path) -> FastAPI:
-    models.promote(root, "iris", models.iris_rule())
-    return app.create_app(root, "iris")
-
-
-@pytest.fixture(scope="module")
-def mnist(root: Path) -> FastAPI:
-    models.promote(root, "mnist", models.brightest_of_ten())
-    return app.create_app(root, "mnist")
-
-
-def pixels(digit: int) -> list[int]:
-    return [255 * (i == digit) for i in range(784)]
-
-
-def lines(flat: list[Any]) -> list[list[Any]]:
-    return [flat[i : i + 28] for i in range(0, 784, 28)]
+SEVEN = bodies.pixels(7)
 
 
 @pytest.mark.parametrize("path", ["/predict", "/predict/"])
-@pytest.mark.parametrize("body", [FLOWER, NAMED, dict(reversed(NAMED.items()))])
-def test_one_flower_is_answered_with_class_label_and_model(iris: FastAPI, root: Path, path: str, body: Any) -> None:
+@pytest.mark.parametrize("body", [bodies.FLOWER, bodies.NAMED, dict(reversed(bodies.NAMED.items()))])
+def test_one_flower_is_answered_with_class_label_and_model(iris: Lane, root: Path, path: str, body: Any) -> None:
     response = ask(iris, "POST", path, body)
     assert response.status_code == 200
     answer = response.json()
@@ -68,81 +36,52 @@ def test_one_flower_is_answered_with_class_label_and_model(iris: FastAPI, root: 
     assert sum(answer["probabilities"]) == pytest.approx(1)
 
 
-def test_the_body_needs_no_content_type(iris: FastAPI) -> None:
+def test_the_body_needs_no_content_type(iris: Lane) -> None:
     form = {"Content-Type": "application/x-www-form-urlencoded"}  # what curl -d says unless told otherwise
-    assert ask(iris, "POST", "/predict", FLOWER).status_code == 200
-    assert ask(iris, "POST", "/predict", FLOWER, headers=form).status_code == 200
+    assert ask(iris, "POST", "/predict", bodies.FLOWER).status_code == 200
+    assert ask(iris, "POST", "/predict", bodies.FLOWER, headers=form).status_code == 200
 
 
 @pytest.mark.parametrize("as_objects", [False, True])
-def test_a_list_of_rows_is_answered_in_its_order(iris: FastAPI, as_objects: bool) -> None:
+def test_a_list_of_rows_is_answered_in_its_order(iris: Lane, as_objects: bool) -> None:
     rows: list[Any] = [[5.1, 3.5, length, 0.2] for length in (6, 1.4, 4, 1)]
-    body = [dict(zip(NAMED, row, strict=True)) for row in rows] if as_objects else rows
+    body = [dict(zip(bodies.NAMED, row, strict=True)) for row in rows] if as_objects else rows
     answer = ask(iris, "POST", "/predict", body).json()
     assert answer["predictions"] == [2, 0, 1, 0]
     assert answer["labels"] == ["virginica", "setosa", "versicolor", "setosa"]
     assert [len(p) for p in answer["probabilities"]] == [3] * 4
 
 
-def test_a_list_with_one_row_is_answered_with_a_list(iris: FastAPI) -> None:
-    assert ask(iris, "POST", "/predict", [FLOWER]).json()["predictions"] == [0]
+def test_a_list_with_one_row_is_answered_with_a_list(iris: Lane) -> None:
+    assert ask(iris, "POST", "/predict", [bodies.FLOWER]).json()["predictions"] == [0]
 
 
-@pytest.mark.parametrize("body", [pixels(7), lines(pixels(7)), [float(p) for p in pixels(7)]])
-def test_an_image_is_784_whole_numbers_or_28_lists(mnist: FastAPI, body: Any) -> None:
+@pytest.mark.parametrize(
+    "body", [bodies.pixels(7), bodies.lines(bodies.pixels(7)), [float(p) for p in bodies.pixels(7)]]
+)
+def test_an_image_is_784_whole_numbers_or_28_lists(mnist: Lane, body: Any) -> None:
     answer = ask(mnist, "POST", "/predict", body).json()
     assert (answer["prediction"], answer["label"]) == (7, "7")
 
 
-@pytest.mark.parametrize("form", [pixels, lambda digit: lines(pixels(digit))])
-def test_several_images_are_answered_in_their_order(mnist: FastAPI, form: Any) -> None:
+@pytest.mark.parametrize("form", [bodies.pixels, lambda digit: bodies.lines(bodies.pixels(digit))])
+def test_several_images_are_answered_in_their_order(mnist: Lane, form: Any) -> None:
     assert ask(mnist, "POST", "/predict", [form(digit) for digit in (3, 1, 4)]).json()["predictions"] == [3, 1, 4]
 
 
-def test_a_body_that_is_answered_in_a_thread_gets_the_same_answers(mnist: FastAPI) -> None:
+def test_a_body_that_is_answered_in_a_thread_gets_the_same_answers(mnist: Lane) -> None:
     digits = [i % 10 for i in range(100)]
-    body = [pixels(digit) for digit in digits]
-    assert len(json.dumps(body)) > app.INLINE_BODY
+    body = [bodies.pixels(digit) for digit in digits]
+    assert len(json.dumps(body)) > service.INLINE
     assert ask(mnist, "POST", "/predict", body).json()["predictions"] == digits
 
 
 @pytest.mark.parametrize(
     ("body", "status", "sentence"),
-    [
-        ([5.1, 3.5, 1.4], 422, f"expected {TAKES}, got 3 values"),
-        ([*FLOWER, 1], 422, f"expected {TAKES}, got 5 values"),
-        ([], 422, f"expected {TAKES}, got 0 values"),
-        ([[]], 422, f"row 0, expected {TAKES}, got 0 values"),
-        ([FLOWER, [1, 2]], 422, f"row 1, expected {TAKES}, got 2 values"),
-        ([FLOWER, 3], 422, f"row 1, expected {TAKES}, got a number"),
-        ([[FLOWER]], 422, f"row 0, expected {TAKES}, got 1 values"),
-        (5, 422, f"expected {TAKES}, got a number"),
-        (b"null", 422, f"expected {TAKES}, got null"),
-        ("5.1", 422, f"expected {TAKES}, got a string"),
-        ([5.1, 3.5, "1.4", 0.2], 422, "petal_length: expected a number, got a string"),
-        ([5.1, 3.5, 1.4, True], 422, "petal_width: expected a number, got a boolean"),
-        ([FLOWER, [5.1, None, 1.4, 0.2]], 422, "row 1, sepal_width: expected a number, got null"),
-        ([5.1, 3.5, [1.4], 0.2], 422, "petal_length: expected a number, got a list"),
-        ([5.1, 3.5, 1e39, 0.2], 422, "petal_length: expected a number within float32's range, got 1e+39"),
-        (b"[5.1, 3.5, 1" + b"0" * 400 + b", 0.2]", 422, f"a number is too large: expected {TAKES}"),
-        ({**NAMED, "petal_size": 1}, 422, "'petal_size' is no feature: expected exactly sepal_length, "),
-        ({"sepal_length": 5.1, "petal_width": 1}, 422, "sepal_width, petal_length missing: expected exactly "),
-        ([NAMED, {}], 422, "row 1, sepal_length, sepal_width, petal_length, petal_width missing: "),
-        ({**NAMED, "petal_width": "0.2"}, 422, "petal_width: expected a number, got a string"),
-        ([FLOWER] * 4097, 413, "at most 4096 rows a request, got 4097"),
-        (b"[5.1, 3.5, NaN, 0.2]", 400, "the body can't be read as JSON"),
-        (b"[5.1, 3.5, 1e400, 0.2]", 400, "the body can't be read as JSON"),
-        (b"[5.1, 3.5,", 400, "the body can't be read as JSON"),
-        (b"", 400, "the body can't be read as JSON"),
-        (b'["\xff"]', 400, "the body can't be read as JSON"),
-        (b"[" * 100_000, 400, "the body can't be read as JSON"),
-        (b" " * (8 * 2**20 + 1), 413, "at most 8388608 bytes a request"),
-    ],
+    bodies.NO_FLOWERS,
     ids=lambda value: str(value)[:40] if isinstance(value, str) else "",
 )
-def test_a_body_that_is_no_flower_is_refused_in_a_sentence(
-    iris: FastAPI, body: Any, status: int, sentence: str
-) -> None:
+def test_a_body_that_is_no_flower_is_refused_in_a_sentence(iris: Lane, body: Any, status: int, sentence: str) -> None:
     response = ask(iris, "POST", "/predict", body)
     assert response.status_code == status
     assert list(response.json()) == ["error"]
@@ -151,24 +90,15 @@ def test_a_body_that_is_no_flower_is_refused_in_a_sentence(
 
 @pytest.mark.parametrize(
     ("body", "sentence"),
-    [
-        ([*pixels(1)[:-1], 256], "value 783: expected a whole number from 0 to 255, got 256"),
-        ([*pixels(1)[:-1], -1], "value 783: expected a whole number from 0 to 255, got -1"),
-        ([p / 255 * 0.5 for p in pixels(1)], "value 1: expected a whole number from 0 to 255, got 0.5"),
-        ([pixels(1), [300] * 784], "row 1, value 0: expected a whole number from 0 to 255, got 300"),
-        ([True] * 784, "value 0: expected a number, got a boolean"),
-        (pixels(1)[:100], "expected 784 numbers or 28×28 lists, whole from 0 to 255, got 100 values"),
-        (lines(pixels(1))[:27], "row 0, expected 784 numbers or 28×28 lists, whole from 0 to 255, got 28 values"),
-        ({"pixel": 1}, "expected 784 numbers or 28×28 lists, whole from 0 to 255, got an object"),
-    ],
+    bodies.NO_IMAGES,
 )
-def test_a_body_that_is_no_image_is_refused_in_a_sentence(mnist: FastAPI, body: Any, sentence: str) -> None:
+def test_a_body_that_is_no_image_is_refused_in_a_sentence(mnist: Lane, body: Any, sentence: str) -> None:
     response = ask(mnist, "POST", "/predict", body)
     assert response.status_code == 422
     assert response.json() == {"error": sentence}
 
 
-def test_a_body_without_an_announced_length_is_cut_off_at_the_limit(iris: FastAPI) -> None:
+def test_a_body_without_an_announced_length_is_cut_off_at_the_limit(iris: Lane) -> None:
     sent = 0
 
     async def endless() -> Any:
@@ -178,56 +108,42 @@ def test_a_body_without_an_announced_length_is_cut_off_at_the_limit(iris: FastAP
             yield b" " * 2**20
 
     async def once() -> httpx.Response:
-        transport = httpx.ASGITransport(iris)
-        async with (
-            iris.router.lifespan_context(iris),
-            httpx.AsyncClient(transport=transport, base_url="http://server") as client,
-        ):
-            return await client.post("/predict", content=endless())
+        async with client(iris) as asking:
+            return await asking.post("/predict", content=endless())
 
     assert asyncio.run(once()).status_code == 413
-    assert sent <= app.MAX_BODY + 2 * 2**20
+    assert sent <= Limits().body + 2 * 2**20
 
 
-def test_the_model_endpoint_answers_the_manifest(iris: FastAPI, root: Path) -> None:
+def test_the_model_endpoint_answers_the_manifest(iris: Lane, root: Path) -> None:
     manifest = ask(iris, "GET", "/model").json()
     assert manifest["digest"] == (root / "iris" / "CURRENT").read_text().strip()
     assert manifest["classes"] == models.SPECIES
-    assert [feature["name"] for feature in manifest["input"]["features"]] == list(NAMED)
+    assert [feature["name"] for feature in manifest["input"]["features"]] == list(bodies.NAMED)
 
 
-def test_every_documented_example_gets_the_documented_answer(iris: FastAPI, mnist: FastAPI) -> None:
-    for server in (iris, mnist):
-        operation = ask(server, "GET", "/openapi.json").json()["paths"]["/predict"]["post"]
-        bodies = operation["requestBody"]["content"]["application/json"]["examples"]
-        answers = operation["responses"]["200"]["content"]["application/json"]["examples"]
-        assert len(bodies) == 3
-        for form, body in bodies.items():
-            assert ask(server, "POST", "/predict", body["value"]).json() == answers[form]["value"]
-
-
-def test_the_documentation_page_is_there(iris: FastAPI) -> None:
+def test_the_documentation_page_is_there(iris: Lane) -> None:
     assert ask(iris, "GET", "/docs").status_code == 200
 
 
-def test_an_unknown_path_and_a_wrong_method_use_the_same_error_format(iris: FastAPI) -> None:
+def test_an_unknown_path_and_a_wrong_method_use_the_same_error_format(iris: Lane) -> None:
     assert ask(iris, "GET", "/nothing").json() == {"error": "Not Found"}
     wrong = ask(iris, "GET", "/predict")
     assert (wrong.status_code, wrong.json(), wrong.headers["allow"]) == (405, {"error": "Method Not Allowed"}, "POST")
 
 
-def test_a_bug_is_answered_without_its_traceback(iris: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "_answer", lambda *_: 1 / 0)
-    response = ask(iris, "POST", "/predict", FLOWER)
+def test_a_bug_is_answered_without_its_traceback(iris: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Predictor, "answer", lambda *_: 1 / 0)
+    response = ask(iris, "POST", "/predict", bodies.FLOWER)
     assert response.status_code == 500
     assert response.json() == {"error": "a bug in the server: its log says more"}
 
 
 def test_without_a_model_it_is_alive_but_not_ready(tmp_path: Path) -> None:
-    server = app.create_app(tmp_path, "iris")
+    server = lane(make_service(tmp_path))
     assert ask(server, "GET", "/healthz").json() == {"status": "alive"}
     for method, path in (("GET", "/readyz"), ("GET", "/model"), ("POST", "/predict")):
-        response = ask(server, method, path, FLOWER if method == "POST" else None)
+        response = ask(server, method, path, bodies.FLOWER if method == "POST" else None)
         assert response.status_code == 503
         assert "no model 'iris'" in response.json()["error"]
         assert "run its search first" in response.json()["error"]
@@ -235,12 +151,96 @@ def test_without_a_model_it_is_alive_but_not_ready(tmp_path: Path) -> None:
 
 
 def test_it_can_be_ready_before_it_has_a_model(tmp_path: Path) -> None:
-    response = ask(app.create_app(tmp_path, "iris", ready="process"), "GET", "/readyz")
+    response = ask(lane(make_service(tmp_path, ready="process")), "GET", "/readyz")
     assert response.status_code == 200
     assert response.json()["digest"] is None
     assert "run its search first" in response.json()["problem"]
 
 
-def test_with_a_model_it_is_ready_and_names_it(iris: FastAPI, root: Path) -> None:
+def test_with_a_model_it_is_ready_and_names_it(iris: Lane, root: Path) -> None:
     digest = (root / "iris" / "CURRENT").read_text().strip()
     assert ask(iris, "GET", "/readyz").json() == {"ready": True, "model": "iris", "digest": digest, "problem": None}
+
+
+def npy(array: Any) -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.asarray(array))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("dtype", ["<f4", ">f4", "<f8", "<f2", "<i8"])
+def test_an_npy_of_any_number_type_is_taken(iris: Lane, dtype: str) -> None:
+    rows = np.array([[5, 3, 1, 0], [5, 3, 6, 2]], dtype)
+    assert ask(iris, "POST", "/predict", npy(rows)).json()["labels"] == ["setosa", "virginica"]
+    assert ask(iris, "POST", "/predict", npy(rows[1])).json()["label"] == "virginica"
+    assert ask(iris, "POST", "/predict", npy(np.asfortranarray(rows))).json()["predictions"] == [0, 2]
+
+
+def test_an_npy_of_images_may_have_their_shape(mnist: Lane) -> None:
+    images = np.array([bodies.pixels(digit) for digit in (7, 0, 2)], np.uint8)
+    for shape in ((3, 784), (3, 28, 28)):
+        assert ask(mnist, "POST", "/predict", npy(images.reshape(shape))).json()["predictions"] == [7, 0, 2]
+    assert ask(mnist, "POST", "/predict", npy(images[0].reshape(28, 28))).json()["prediction"] == 7
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "sentence"),
+    [
+        (npy(np.zeros((2, 4), np.float32))[:-1], 400, "an array of 2×4 float32 has 32 bytes, here are 31"),
+        (npy(np.zeros((2, 4), np.float32)) + b"x", 400, "an array of 2×4 float32 has 32 bytes, here are 33"),
+        (npy(np.zeros(4))[:40], 400, "the .npy header is cut off"),
+        (b"\x93NUMPY", 400, "the .npy header is cut off"),
+        (b"\x93NUMPY\x01\x00\x10\x00" + b"__import__('os')", 400, "the .npy header can't be read"),
+        (b"\x93NUMPY\x03\x00\x02\x00\x00\x00{}", 400, "the .npy header can't be read"),
+        (npy(np.array([None] * 4)), 422, "a .npy of object: expected integers or floats"),
+        (npy(np.array(["a"] * 4)), 422, "a .npy of <U1: expected"),
+        (npy([True] * 4), 422, "a .npy of bool: expected"),
+        (npy(np.zeros(4, complex)), 422, "a .npy of complex128: expected"),
+        (npy(np.float32(1)), 422, f"expected {bodies.TAKES}, got an array of a number"),
+        (npy(np.zeros((2, 3))), 422, f"expected {bodies.TAKES}, got an array of 2×3"),
+        (npy(np.zeros((0, 4))), 422, f"no rows: expected {bodies.TAKES}"),
+        (npy(np.zeros((4097, 4))), 413, "at most 4096 rows a request, got 4097"),
+        (npy([[1, 2, 3, 4], [1, np.nan, 3, 4]]), 422, "row 1, sepal_width: expected a number within float32's range"),
+        (npy(np.array([1, 2, np.inf, 4], np.float32)), 422, "petal_length: expected a number within float32's range"),
+        (npy([1, 2, 3, 1e39]), 422, "petal_width: expected a number within float32's range, got 1e+39"),
+    ],
+    ids=lambda value: str(value)[:40] if isinstance(value, str) else "",
+)
+def test_an_npy_that_is_no_flower_is_refused_in_a_sentence(iris: Lane, body: bytes, status: int, sentence: str) -> None:
+    response = ask(iris, "POST", "/predict", body)
+    assert (response.status_code, response.json()["error"][: len(sentence)]) == (status, sentence)
+
+
+def test_an_npy_of_images_has_whole_numbers_from_0_to_255(mnist: Lane) -> None:
+    for value in (0.5, -1, 256, np.nan):
+        response = ask(mnist, "POST", "/predict", npy(np.full((1, 784), value)))
+        assert response.status_code == 422
+        assert response.json()["error"].startswith("row 0, value 0: expected a whole number from 0 to 255")
+
+
+def test_an_image_may_be_base64_of_its_bytes(mnist: Lane) -> None:
+    images = [{"b64": base64.b64encode(bytes(bodies.pixels(digit))).decode()} for digit in (8, 5)]
+    assert ask(mnist, "POST", "/predict", images[0]).json()["label"] == "8"
+    assert ask(mnist, "POST", "/predict", images).json()["predictions"] == [8, 5]
+
+
+@pytest.mark.parametrize("text", ["AAA", "A" * 783, "*" * 1048, 5, None])
+def test_base64_that_is_no_image_is_refused_in_a_sentence(mnist: Lane, text: Any) -> None:
+    response = ask(mnist, "POST", "/predict", {"b64": text})
+    assert (response.status_code, list(response.json())) == (422, ["error"])
+
+
+def test_a_compressed_body_is_refused(iris: Lane) -> None:
+    response = ask(iris, "POST", "/predict", bodies.FLOWER, headers={"Content-Encoding": "gzip"})
+    assert response.status_code == 415
+    assert "without Content-Encoding" in response.json()["error"]
+
+
+def test_the_history_tells_the_newest_first(tmp_path: Path) -> None:
+    digests = [models.promote(tmp_path, "iris", models.iris_constant(index)) for index in (0, 1)]
+    server = lane(make_service(tmp_path))
+    told = ask(server, "GET", "/model/history").json()
+    assert [(event["event"], event["digest"]) for event in told] == [("pinned", digest) for digest in digests[::-1]]
+    assert len(ask(server, "GET", "/model/history?limit=1").json()) == 1
+    response = ask(server, "GET", "/model/history?limit=none")
+    assert (response.status_code, response.json()["error"][:6]) == (422, "limit:")

@@ -3,29 +3,31 @@
 import asyncio
 import contextlib
 import functools
+import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import app
 import httpx
+import interface
 import live
 import models
 import numpy as np
+import process
 import pytest
 from modelkit import artifact, files
-from modelkit.store import Store
 
 FLOWER = [5.1, 3.5, 1.4, 0.2]
 
 
 @contextlib.asynccontextmanager
 async def serving(root: Path) -> AsyncIterator[httpx.AsyncClient]:
-    server = app.create_app(root, "iris", poll=0.002)
-    client = httpx.AsyncClient(transport=httpx.ASGITransport(server), base_url="http://server")
-    async with server.router.lifespan_context(server), client:
+    answering = interface.service(root)
+    following = asyncio.create_task(answering.live.follow(0.002))
+    async with interface.client(interface.lane(answering)) as client:
         yield client
+    following.cancel()
 
 
 async def eventually(what: Callable[[], Awaitable[Any]]) -> Any:
@@ -56,38 +58,44 @@ async def is_served(client: httpx.AsyncClient, digest: str) -> bool:
     return (await readiness(client)).get("digest") == digest
 
 
-def test_no_request_fails_while_models_change_and_each_answer_is_of_one_model(tmp_path: Path) -> None:
+def test_ten_thousand_requests_across_fifty_swaps_all_answer_each_by_one_model(tmp_path: Path) -> None:
     digests = [models.promote(tmp_path, "iris", models.iris_constant(index)) for index in range(3)]
+    current = tmp_path / "iris" / "CURRENT"
     seen: set[str] = set()
-    swaps = requests = 0
+    requests = swaps = 0
 
-    async def asking(client: httpx.AsyncClient, done: asyncio.Event) -> None:
+    async def asking(connection: tuple[str, int]) -> None:
+        """Requests over one connection, until there were enough of both."""
         nonlocal requests
-        while not done.is_set():
-            response = await client.post("/predict", json=FLOWER)
-            assert response.status_code == 200
-            answer = response.json()
+        reader, writer = await asyncio.open_connection(*connection)
+        while requests < 10_000 or swaps < 50:
+            writer.write(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 17\r\n\r\n[5.1,3.5,1.4,0.2]")
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200 ")
+            answer = json.loads(await reader.readexactly(int(head.lower().split(b"content-length: ")[1].split()[0])))
             assert digests.index(answer["digest"]) == answer["prediction"]
             seen.add(answer["digest"])
             requests += 1
-            await asyncio.sleep(0)  # without a network nothing else would let the others run
-            await asyncio.sleep(0)  # let others have their turn: an in-process request never waits for a socket
+        writer.close()
 
-    async def scene() -> None:
+    async def swapping(client: httpx.AsyncClient) -> None:
         nonlocal swaps
-        done, store = asyncio.Event(), Store(tmp_path, "iris")
-        async with serving(tmp_path) as client, asyncio.TaskGroup() as group:
-            for _ in range(4):
-                group.create_task(asking(client, done))
-            for swaps in range(1, 16):
-                digest = digests[swaps % 3]
-                await asyncio.to_thread(store.promote, digest)
-                await eventually(functools.partial(is_served, client, digest))
-            done.set()
+        for number in range(1, 51):
+            digest = digests[number % 3]
+            files.write(current, f"{digest}\n".encode(), durable=False)
+            await eventually(functools.partial(is_served, client, digest))
+            swaps = number
 
-    asyncio.run(scene())
+    async def scene(url: str) -> None:
+        async with httpx.AsyncClient(base_url=url) as client, asyncio.TaskGroup() as group:
+            for _ in range(4):
+                group.create_task(asking(("127.0.0.1", int(url.rpartition(":")[2]))))
+            group.create_task(swapping(client))
+
+    with process.server(tmp_path, "--poll", "0.01") as (_, __, url):
+        asyncio.run(scene(url))
     assert seen == set(digests)
-    assert requests > swaps
+    assert requests >= 10_000
 
 
 def break_model(root: Path, digest: str) -> None:

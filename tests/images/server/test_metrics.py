@@ -1,11 +1,9 @@
 """What Prometheus is told: every answer by path and status, rows, and which version gives them."""
 
-import asyncio
 import re
 from pathlib import Path
 
-import app
-import httpx
+import interface
 import models
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -16,20 +14,13 @@ FLOWER = [5.1, 3.5, 1.4, 0.2]
 def scraped(root: Path, *bodies: object) -> dict[tuple[str, tuple[str, ...]], float]:
     """The samples of /metrics after these requests, by name and its labels' values in the order of their names."""
 
-    async def scene() -> str:
-        server = app.create_app(root, "iris", poll=60)
-        transport = httpx.ASGITransport(server, raise_app_exceptions=False)
-        async with (
-            server.router.lifespan_context(server),
-            httpx.AsyncClient(transport=transport, base_url="http://server") as client,
-        ):
-            for body in bodies:
-                await client.post("/predict/", json=body)
-            await client.get("/wp-admin")
-            server.state.live.refresh()
-            return (await client.get("/metrics")).text
-
-    families = text_string_to_metric_families(asyncio.run(scene()))
+    server = interface.lane(answering := interface.service(root))
+    for body in bodies:
+        interface.ask(server, "POST", "/predict/", body)
+    interface.ask(server, "GET", "/wp-admin")
+    answering.live.refresh()
+    text = interface.ask(server, "GET", "/metrics").text
+    families = text_string_to_metric_families(text)
     return {(s.name, tuple(s.labels[k] for k in sorted(s.labels))): s.value for f in families for s in f.samples}
 
 
@@ -38,7 +29,7 @@ def test_answers_and_rows_are_counted_by_path_and_status(tmp_path: Path) -> None
     samples = scraped(tmp_path, FLOWER, [FLOWER] * 3, "nonsense")
     assert samples[("nas_requests_total", ("/predict", "200"))] == 2
     assert samples[("nas_requests_total", ("/predict", "422"))] == 1
-    assert samples[("nas_requests_total", ("unknown", "404"))] == 1
+    assert samples[("nas_requests_total", ("other", "404"))] == 1
     assert samples[("nas_request_seconds_count", ("/predict",))] == 3
     assert samples[("nas_rows_total", ())] == 4
 
@@ -48,6 +39,7 @@ def test_the_version_that_answers_is_named_with_its_accuracy(tmp_path: Path) -> 
     samples = scraped(tmp_path)
     assert [labels[:2] for name, labels in samples if name == "nas_model_info"] == [(digest, "iris")]
     assert samples[("nas_model_accuracy", ())] == 0.9
+    assert samples[("nas_model_created_timestamp_seconds", ())] == 1795478400
     assert (samples[("nas_loads_total", ())], samples[("nas_refusals_total", ())]) == (1, 0)
 
 

@@ -1,45 +1,20 @@
 """The server as a process: what it says, how it starts and how it ends."""
 
 import contextlib
+import json
+import os
 import re
 import signal
 import socket
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import models
 import pytest
 import serve
+from process import OPTIONS, server
 
-OPTIONS = ["--model", "iris", "--host", "127.0.0.1"]
 FLOWER = [5.1, 3.5, 1.4, 0.2]
-
-
-@contextlib.contextmanager
-def server(root: Path) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
-    """A server on a free port: the process, its first line and its URL. It is ended, and must leave without error."""
-    process = subprocess.Popen(
-        [sys.executable, serve.__file__, *OPTIONS, "--store", str(root), "--port", "0"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout
-    try:
-        line = process.stdout.readline()
-        found = re.search(r"http://localhost:\d+", line)
-        assert found, line
-        yield process, line, found[0]
-        process.terminate()
-        _, errors = process.communicate(timeout=20)
-        assert process.returncode == 0
-        assert "Traceback" not in errors
-    finally:
-        process.kill()
-        process.wait()
 
 
 def test_it_says_what_it_serves_and_where_and_then_answers(tmp_path: Path) -> None:
@@ -123,3 +98,159 @@ def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         serve.main(["--help"])
     assert "curl -X POST localhost:8000/predict/" in capsys.readouterr().out
+
+
+def connect(url: str) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=20)
+
+
+def everything(client: socket.socket) -> tuple[int, dict[str, str]]:
+    """Status and JSON of an answer after which the server closes the connection."""
+    data = b"".join(iter(lambda: client.recv(65536), b""))
+    head, _, body = data.partition(b"\r\n\r\n")
+    return int(head.split()[1]), json.loads(body)
+
+
+SLOW = {
+    "says nothing": b"",
+    "stops in its headers": b"POST /predict HTTP/1.1\r\nHost:",
+    "stops in its body": b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 17\r\n\r\n[5.1",
+}
+
+
+@pytest.mark.parametrize("sent", SLOW.values(), ids=SLOW)
+def test_a_client_that_is_too_slow_is_told_so_and_others_are_answered(tmp_path: Path, sent: bytes) -> None:
+    models.promote(tmp_path, "iris", models.iris_rule())
+    with server(tmp_path, "--max-seconds", "0.5") as (_, __, url), connect(url) as client:
+        client.sendall(sent)
+        assert httpx.post(f"{url}/predict", json=FLOWER).status_code == 200
+        status, answer = everything(client)
+        assert status == 408
+        assert answer["error"] == "a request has to arrive within 0.5 seconds"
+        assert 'nas_rejects_total{reason="slow"} 1.0' in httpx.get(f"{url}/metrics").text
+
+
+def test_a_client_that_drips_one_byte_after_the_other_is_too_slow_as_well(tmp_path: Path) -> None:
+    with server(tmp_path, "--max-seconds", "0.5") as (_, __, url), connect(url) as client:
+        client.settimeout(0.05)
+        client.sendall(b"GET /healthz HTTP/1.1\r\n")
+        answer = b""
+        while not answer:
+            with contextlib.suppress(ConnectionError):
+                client.sendall(b"X-Drip: 1\r\n")
+            with contextlib.suppress(TimeoutError):
+                answer = client.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 408 ")
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"GET / HTTP/1.1\r\n" + b"X-Header: " + b"x" * 66_000, 431),
+        (b"nonsense\r\n\r\n", 400),
+        (b"POST /predict HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+        (b"POST /predict HTTP/1.1\r\nContent-Length: -5\r\n\r\n", 400),
+    ],
+)
+def test_what_is_no_request_is_refused_in_the_format_of_every_error(tmp_path: Path, sent: bytes, status: int) -> None:
+    with server(tmp_path) as (_, __, url), connect(url) as client:
+        with contextlib.suppress(ConnectionError):
+            client.sendall(sent)
+        assert everything(client)[0] == status
+        assert 'nas_rejects_total{reason="malformed"} 1.0' in httpx.get(f"{url}/metrics").text
+
+
+def test_one_connection_too_many_is_told_to_come_back(tmp_path: Path) -> None:
+    with server(tmp_path, "--max-connections", "2") as (_, __, url), connect(url) as first, connect(url) as second:
+        with connect(url) as third:
+            status, answer = everything(third)
+            assert (status, answer["error"]) == (503, "too many connections: try again")
+        for client in (first, second):
+            client.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+            assert everything(client) == (200, {"status": "alive"})
+        assert httpx.get(f"{url}/healthz").status_code == 200
+
+
+def test_pipelined_requests_are_answered_in_their_order(tmp_path: Path) -> None:
+    models.promote(tmp_path, "iris", models.iris_rule())
+    request = "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 17\r\n{}\r\n[5.1,3.5,%s,0.2]"
+    with server(tmp_path) as (_, __, url), connect(url) as client:
+        lengths = ("1.4", "6.0", "4.0", "1.0")
+        text = "".join(request.format("Connection: close\r\n" * (n == 3)) % length for n, length in enumerate(lengths))
+        client.sendall(text.encode())
+        data = b"".join(iter(lambda: client.recv(65536), b"")).decode()
+        assert re.findall(r'"prediction":(\d)', data) == ["0", "2", "1", "0"]
+
+
+def test_an_answer_to_http_1_0_ends_its_connection(tmp_path: Path) -> None:
+    models.promote(tmp_path, "iris", models.iris_rule())
+    with server(tmp_path) as (_, __, url), connect(url) as client:
+        client.sendall(b"POST /predict HTTP/1.0\r\nContent-Length: 17\r\n\r\n[5.1,3.5,1.4,0.2]")
+        assert everything(client)[0] == 200
+
+
+def test_workers_share_port_counters_and_model(tmp_path: Path) -> None:
+    digest = models.promote(tmp_path, "iris", models.iris_constant(0))
+    with server(tmp_path, "--workers", "2", "--poll", "0.01") as (parent, _, url):
+        children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+        workers = [int(pid) for pid in children.read_text().split()]
+        assert len(workers) == 2
+        for _ in range(20):
+            assert httpx.post(f"{url}/predict", json=FLOWER).json()["digest"] == digest
+        assert "nas_rows_total 20.0" in httpx.get(f"{url}/metrics").text
+        os.kill(workers[0], signal.SIGKILL)
+        assert parent.stderr
+        assert "ended with status -9: starting it anew" in parent.stderr.readline()
+        better = models.promote(tmp_path, "iris", models.iris_constant(1))
+        answers: list[str] = []
+        while answers[-20:] != [better] * 20 or len(children.read_text().split()) < 2:
+            answers.append(httpx.post(f"{url}/predict", json=FLOWER).json()["digest"])
+        assert f"nas_rows_total {20 + len(answers)}.0" in httpx.get(f"{url}/metrics").text
+        remaining = [int(pid) for pid in children.read_text().split()]
+    assert not any(Path(f"/proc/{pid}").exists() for pid in remaining)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_all_workers(tmp_path: Path, number: signal.Signals) -> None:
+    with server(tmp_path, "--workers", "2") as (parent, _, __):
+        parent.send_signal(number)
+        assert parent.wait(timeout=20) == 0
+
+
+def test_workers_end_with_their_parent(tmp_path: Path) -> None:
+    with contextlib.suppress(AssertionError), server(tmp_path, "--workers", "2") as (parent, _, url):
+        parent.kill()
+        parent.wait()
+        while True:
+            try:
+                httpx.get(f"{url}/healthz", timeout=20)
+            except httpx.TransportError:
+                break
+
+
+def test_api_keys_are_read_from_a_file_and_their_lack_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = tmp_path / "keys"
+    assert serve.main([*OPTIONS, "--store", str(tmp_path), "--api-keys", str(keys)]) == 1
+    assert capsys.readouterr().err == f"error: API keys: {keys}: No such file or directory\n"
+    keys.write_text("first-key-of-someone")
+    models.promote(tmp_path, "iris", models.iris_rule())
+    with server(tmp_path, "--api-keys", str(keys)) as (_, __, url):
+        headers = {"X-API-Key": "second-key-of-someone"}
+        assert httpx.post(f"{url}/predict", json=FLOWER).status_code == 401
+        assert httpx.post(f"{url}/predict", json=FLOWER, headers=headers).status_code == 401
+        keys.write_text("second-key-of-someone")
+        while httpx.post(f"{url}/predict", json=FLOWER, headers=headers).status_code != 200:
+            pass  # it looks once a second
+
+
+@pytest.mark.parametrize(
+    "words", [["--workers", "0"], ["--workers", "x"], ["--max-rows", "-1"], ["--max-seconds", "x"], ["--ready", "now"]]
+)
+def test_an_option_out_of_range_is_said_with_the_usage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        serve.main([*OPTIONS, "--store", str(tmp_path), *words])
+    assert words[0] in capsys.readouterr().err
