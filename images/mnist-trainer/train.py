@@ -19,6 +19,7 @@ import struct
 import sys
 import zlib
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,9 @@ SPLIT_SEED = 0  # the split belongs to the data, not to the trial, so that trial
 AVERAGE = 0.998  # decay of the moving average, each step
 WARM_UP = 0.1  # of all steps
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "logistic": nn.Sigmoid, "identity": nn.Identity}
-SCHEDULES = {  # the learning rate's share after the warm-up, by the part of the steps that is done
+SCHEDULES: dict[
+    str, Callable[[float], float]
+] = {  # the learning rate's share after the warm-up, by the part of the steps that is done
     "linear": lambda done: 1 - done,
     "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
     "constant": lambda _: 1.0,
@@ -157,7 +160,7 @@ class Training:
         """The learning rate of this step: up in a line, then down as the schedule says."""
         warm = max(1, int(WARM_UP * self.steps))
         share = SCHEDULES[self.args.schedule](max(0, self.step - warm) / max(1, self.steps - warm))
-        return float(self.args.lr) * min((self.step + 1) / warm, share)
+        return float(self.args.lr * min((self.step + 1) / warm, share))
 
     def _batch(self, rows: Tensor) -> Tensor:
         """Augmented, standardised images [batch, pixels]."""
@@ -189,7 +192,7 @@ class Training:
             # The average starts short, so that it isn't held back by the random beginning.
             torch._foreach_lerp_(averages, values, 1 - min(AVERAGE, (1 + self.step) / (10 + self.step)))
             total += loss.detach()
-        return total.item() / count
+        return float(total.item() / count)
 
     def onnx(self, contract: artifact.Input, classes: list[str]) -> bytes:
         """The averaged network, with preprocessing inside."""

@@ -25,6 +25,8 @@ PRESETS = {
     "tutorial/mnist": ("tutorial/mnist",),
     "microk8s": ("iris", "microk8s"),
     "production": ("iris", "production"),
+    "mnist-best": ("mnist-best",),
+    "fashion-mnist": ("fashion-mnist",),
     "gpu": ("mnist", "gpu"),
     "all-options": ("all-options",),
 }
