@@ -270,13 +270,7 @@ class Csv:
             raise ValueError("not UTF-8") from None
         values = []
         for feature in self._wanted.takes.features or []:
-            text = row[self._columns[feature.name]]
-            try:
-                values.append(float(text))
-            except ValueError:
-                values.append(math.nan)
-            if not abs(values[-1]) <= FLOAT32_MAX:
-                raise ValueError(_no_number(feature.name, text))
+            values.append(feature.number(row[self._columns[feature.name]]))
         if self._label and _codes([name := row[self._columns["label"]]], self._wanted.classes)[0] == UNKNOWN:
             raise ValueError(_unknown("", 0, name, self._wanted).reason)
         return values

@@ -47,14 +47,14 @@ class Feature(msgspec.Struct, frozen=True, omit_defaults=True):
         """A cell as the model takes it: a finite float32 or a category's index. Raises ValueError."""
         if self.values is not None:
             if str(cell) not in self.values:
-                raise ValueError(f"{self.name}: expected one of {', '.join(self.values)}, got {str(cell)[:40]!r}")
+                raise ValueError(f"{self.name} is {str(cell)[:40]!r}, expected one of {', '.join(self.values)}")
             return float(self.values.index(str(cell)))
         try:
             number = float(str(cell))
         except ValueError:
             number = float("nan")
-        if not abs(number) <= np.finfo(np.float32).max:
-            raise ValueError(f"{self.name}: expected a number, got {str(cell)[:40]!r}")
+        if not abs(number) <= float(np.finfo(np.float32).max):
+            raise ValueError(f"{self.name} is {str(cell)[:40]!r}, expected a finite number")
         return number
 
 

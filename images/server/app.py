@@ -57,7 +57,9 @@ def create_app(service: Service) -> FastAPI:
     @app.get("/model", responses=READING)
     async def manifest() -> Response:
         """The manifest of the model that answers: its input, classes, scores, and the trial it comes from."""
-        return _json(service.current().manifest)
+        told = msgspec.to_builtins(service.current().manifest)
+        del told["outcomes"]  # bits of validation rows, for the store's comparisons alone
+        return _json(told)
 
     @app.get("/model/history", responses=READING)
     async def history(limit: int = Query(50, ge=1, le=1000)) -> Response:

@@ -38,6 +38,7 @@ class Reader:
         number: Any = _NUMBER[takes.dtype]
         self.takes, self.max_rows = takes, max_rows
         self._size, self._image = math.prod(takes.shape), tuple(takes.image or ())
+        self._categories = any(feature.values for feature in takes.features or [])
         self._decoders: dict[bytes, msgspec.json.Decoder[Any]]
         self._decoders = {b"[[": msgspec.json.Decoder(list[list[number]]), b"": msgspec.json.Decoder(list[number])}
         if takes.image:
@@ -54,9 +55,7 @@ class Reader:
         try:
             data = self._decoders.get(start, self._decoders[b""]).decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return self._slow(
-                body
-            )  # named features, images of lists, whole numbers with a point; or says what is wrong
+            return self._slow(body)  # names, categories, images of lists, numbers as 1.0; or says what is wrong
         if start == b"[{":
             table, single = [image.b64 for image in data], False
         elif start == b"[[":
@@ -146,6 +145,12 @@ class Reader:
                 raise Refusal(422, f"{where}b64: expected base64 of {self._size} bytes") from None
         elif self._is_image(item):
             item = list(itertools.chain.from_iterable(item))
+        if self._categories and isinstance(item, list) and len(item) == self._size:
+            try:
+                pairs = zip(takes.features or [], item, strict=True)
+                item = [feature.number(value) if isinstance(value, str) else value for feature, value in pairs]
+            except ValueError as error:
+                raise Refusal(422, f"{where}{error}") from None
         if not isinstance(item, list) or len(item) != self._size:
             got = f"{len(item)} values" if isinstance(item, list) else _KINDS.get(type(item), "a number")
             raise Refusal(422, f"{where}expected {self.expected()}, got {got}")

@@ -3,9 +3,7 @@
 import asyncio
 import logging
 
-import numpy as np
 from metrics import Counts
-from modelkit import artifact
 from modelkit.store import Store
 from predict import Predictor
 
@@ -30,9 +28,7 @@ class Live:
             digest = self.store.current()
             if self.model is None or self.model.manifest.digest != digest:
                 model = self.store.load(digest)
-                takes, classes = model.manifest.input, model.manifest.classes
-                if model.predict(np.zeros((1, *takes.shape), takes.dtype)).shape != (1, len(classes)):
-                    raise artifact.ArtifactError(f"{digest} doesn't answer with {len(classes)} probabilities a row")
+                model.check_answer()
                 self.model = Predictor(model, self._max_rows)
                 self._counts.add("loads")
             self.problem = None

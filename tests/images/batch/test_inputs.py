@@ -137,6 +137,15 @@ def test_each_bad_row_of_a_csv_file_is_told_with_its_line_and_reason(tmp_path: P
         assert lines[bad.line - 1] == BAD[bad.row][0]
 
 
+def test_a_category_of_a_csv_file_becomes_its_number_and_an_unknown_one_a_bad_row(tmp_path: Path) -> None:
+    features = [artifact.Feature("colour", 0, 1, ["red", "blue"]), artifact.Feature("size", 0, 9)]
+    wanted = inputs.Wanted(artifact.Input(dtype="float32", shape=[2], features=features), ["no", "yes"], [])
+    (tmp_path / "a.csv").write_text("colour,size\nblue,3\ngreen,1\nred,0.5\n")
+    (chunk,) = read(tmp_path / "a.csv", wanted)
+    assert chunk.rows.tolist() == [[1, 3], [0, 0.5]]
+    assert [(bad.row, bad.reason) for bad in chunk.bad] == [(1, "colour is 'green', expected one of red, blue")]
+
+
 def test_a_row_that_is_not_utf_8_is_bad_where_its_text_is_used(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(f"{','.join(NAMES)},id,more\n1,1,1,1,\xe9,\n1,1,1,1,e,\xe9\n".encode("latin-1"))
     (chunk,) = read(tmp_path / "a.csv", IRIS)

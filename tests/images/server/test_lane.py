@@ -9,9 +9,11 @@ import bodies
 import interface
 import pytest
 from app import create_app
+from decode import Reader, Refusal
 from interface import ask
 from lane import Lane
 from limits import Limits
+from modelkit import artifact
 from modelkit.store import StoreError
 
 pytestmark = pytest.mark.usefixtures("iris")
@@ -49,6 +51,26 @@ def test_lane_and_routes_refuse_every_bad_body_alike(root: Path, iris: Lane, mni
         assert by_lane.content == by_routes.content
         assert str(by_lane.status_code) in documented
         assert by_lane.headers.get("connection") == by_routes.headers.get("connection")
+
+
+@pytest.mark.parametrize("body", [{"colour": "blue", "size": 3}, ["blue", 3], [1, 3]])
+def test_a_category_is_given_by_its_name_or_its_number(body: Any) -> None:
+    assert COLOURS.rows(raw(body))[0].tolist() == [[1, 3]]
+
+
+def test_a_category_that_the_model_never_saw_is_refused() -> None:
+    with pytest.raises(Refusal, match="row 1, colour is 'green', expected one of red, blue"):
+        COLOURS.rows(raw([["red", 1], ["green", 1]]))
+
+
+COLOURS = Reader(
+    artifact.Input(
+        dtype="float32",
+        shape=[2],
+        features=[artifact.Feature("colour", 0, 1, ["red", "blue"]), artifact.Feature("size", 0, 9)],
+    ),
+    10,
+)
 
 
 def test_an_answer_never_needs_fastapi(root: Path) -> None:
