@@ -222,6 +222,8 @@ class Csv:
         import pyarrow as pa
         import pyarrow.csv as pa_csv
 
+        if any(feature.values for feature in self._wanted.takes.features or []):
+            return self._row_by_row(piece, first, line, count)  # names of categories, which may look like numbers
         names = [feature.name for feature in self._wanted.takes.features or []]
         types = dict.fromkeys(self._columns, pa.string()) | dict.fromkeys(names, pa.float64())
         try:
@@ -380,9 +382,10 @@ def _of_table(table: Any, first: int, path: Path, wanted: Wanted) -> Chunk:
             wants = f"lists of {math.prod(takes.shape)} {takes.dtype}"
             raise InputError(f"{path}: the column {takes.name} has {column.type}, expected {wants}")
         values = flat.to_numpy().reshape(count, -1)
-    good, bad = _finite(values), []
+    good, bad = _finite(values) & ~wanted.takes.no_category(values).any(axis=1), []
     for i in np.flatnonzero(~good):
-        column = int(np.argmin(np.abs(values[i]) <= FLOAT32_MAX))
+        fits = (np.abs(values[i]) <= FLOAT32_MAX) & ~takes.no_category(values[i : i + 1])[0]
+        column = int(np.argmin(fits))
         name = takes.features[column].name if takes.features else takes.name
         bad.append(BadRow(str(path), first + int(i), None, _no_number(name, values[i, column])))
     if "label" in table.schema.names:

@@ -231,11 +231,13 @@ class Training:
 
 def arguments(words: list[str] | None = None) -> Namespace:
     parser = trial.argument_parser(__doc__)
-    parser.add_argument("--layers", type=int, required=True, help="hidden layers")
-    parser.add_argument("--units", type=int, required=True, help="units in each hidden layer")
+    parser.add_argument("--layers", type=trial.at_least(1), required=True, help="hidden layers")
+    parser.add_argument("--units", type=trial.at_least(1), required=True, help="units in each hidden layer")
     parser.add_argument("--lr", type=float, required=True, help="AdamW's highest learning rate")
     parser.add_argument("--activation", choices=list(ACTIVATIONS), default="relu", help="default: %(default)s")
-    parser.add_argument("--batch-size", type=int, default=128, help="images in a step (default: %(default)s)")
+    parser.add_argument(
+        "--batch-size", type=trial.at_least(2), default=128, help="images in a step (default: %(default)s)"
+    )
     parser.add_argument("--dropout", type=float, default=0.1, help="default: %(default)s")
     parser.add_argument("--weight-decay", type=float, default=0.01, help="default: %(default)s")
     parser.add_argument("--label-smoothing", type=float, default=0.0, help="default: %(default)s")

@@ -67,6 +67,19 @@ class Input(msgspec.Struct, frozen=True, omit_defaults=True):
     image: list[int] | None = None
     features: list[Feature] | None = None
 
+    @property
+    def contract(self) -> tuple[object, ...]:
+        """What a caller relies on: all but the ranges that training happened to see."""
+        return self.dtype, self.shape, self.image, [(f.name, f.values) for f in self.features or []]
+
+    def no_category(self, table: Array) -> npt.NDArray[np.bool_]:
+        """Which numbers of a table [N, values] stand for no category of their feature."""
+        wrong = np.zeros(table.shape, bool)
+        for j, feature in enumerate(self.features or []):
+            if feature.values is not None:
+                wrong[:, j] = ~np.isin(table[:, j], np.arange(len(feature.values)))
+        return wrong
+
 
 class Contract(msgspec.Struct, frozen=True):
     """What callers rely on. It is inside model.onnx, so that the digest covers it."""

@@ -295,7 +295,7 @@ class Store:
             event.reason = f"the current version is broken: {error}"
             return event
         held = champion.manifest
-        if (held.input, held.classes) != (challenger.input, challenger.classes):
+        if (held.input.contract, held.classes) != (challenger.input.contract, challenger.classes):
             event.event, event.reason = (
                 "refused",
                 "its input or classes differ from the current model's; `promote` it",
@@ -452,7 +452,9 @@ def _show(store: Store, args: argparse.Namespace) -> int:
     digest = args.digest or store.current()
     if digest is None:
         raise StoreError(store._nothing())
-    print(msgspec.json.format(msgspec.json.encode(store.find(digest).manifest), indent=2).decode())
+    told = msgspec.to_builtins(store.find(digest).manifest)
+    del told["outcomes"]  # bits of validation rows, for comparisons alone
+    print(json.dumps(told, indent=2))
     return 0
 
 

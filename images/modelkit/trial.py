@@ -92,10 +92,10 @@ def argument_parser(description: str | None) -> argparse.ArgumentParser:
     """A parser with what every trainer takes; `--export_path` is as good as `--export-path`. See `parse`."""
     parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     common = parser.add_argument_group("common to all trainers")
-    common.add_argument("--epochs", type=_at_least(1), default=50, help="at most this many (default: %(default)s)")
+    common.add_argument("--epochs", type=at_least(1), default=50, help="at most this many (default: %(default)s)")
     common.add_argument(
         "--patience",
-        type=_at_least(1),
+        type=at_least(1),
         default=5,
         help="stop after so many without improvement (default: %(default)s)",
     )
@@ -117,7 +117,7 @@ def argument_parser(description: str | None) -> argparse.ArgumentParser:
         "--significance",
         type=float,
         default=0.05,
-        help="the level of the test against another search's model: how often luck may promote (default: %(default)s)",
+        help="against another search's model: how often luck may promote a trial (default: %(default)s)",
     )
     return parser
 
@@ -133,7 +133,9 @@ def _dashes(word: str) -> str:
     return (name.replace("_", "-") if name.startswith("--") else name) + equals + value
 
 
-def _at_least(lowest: int) -> Any:
+def at_least(lowest: int) -> Any:
+    """A type of an argument: a whole number of that size or more."""
+
     def number(text: str) -> int:
         if int(text) < lowest:
             raise argparse.ArgumentTypeError(f"{text} is below {lowest}")

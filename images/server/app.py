@@ -99,6 +99,10 @@ def create_app(service: Service) -> FastAPI:
         headers = {name.decode(): value.decode() for name, value in refusal.headers}
         return Response(refusal.body(), refusal.status, headers, "application/json")
 
+    @app.exception_handler(Exception)
+    async def bug(_: Request, __: Exception) -> Response:
+        return _json({"error": "a bug in the server: its log says more"}, 500)
+
     @app.exception_handler(HTTPException)
     async def problem(_: Request, error: HTTPException) -> Response:
         return _json({"error": error.detail}, error.status_code, error.headers)

@@ -63,7 +63,7 @@ class Reader:
             table = [list(itertools.chain.from_iterable(data))] if single else data
         else:
             table, single = [data.b64 if start == b'{"' else data], True
-        if len(table) > self.max_rows or set(map(len, table)) != {self._size}:
+        if self._categories or len(table) > self.max_rows or set(map(len, table)) != {self._size}:
             return self._slow(body)
         if self.takes.dtype == "uint8":
             rows = np.frombuffer(b"".join(map(bytes, table)), np.uint8)
@@ -82,7 +82,11 @@ class Reader:
             raise Refusal(422, f"expected {self.expected()}, got an array of {got}")
         self._count(1 if single else len(array))
         table = array.reshape(-1, self._size)
-        if array.dtype != self.takes.dtype or (array.dtype == np.float32 and not np.isfinite(array).all()):
+        if (
+            array.dtype != self.takes.dtype
+            or self._categories
+            or (array.dtype == np.float32 and not np.isfinite(array).all())
+        ):
             table = self._checked(table.astype(np.float64), not single)
         return table.reshape(-1, *self.takes.shape), single
 
@@ -122,6 +126,11 @@ class Reader:
             fits, need = (table >= 0) & (table <= 255) & (table == np.floor(table)), "a whole number from 0 to 255"
         else:
             fits, need = np.abs(table) <= _FLOAT32, "a number within float32's range"
+        if self._categories and fits.all():
+            fits, need = (
+                ~self.takes.no_category(table),
+                "a category by its name or its place among the feature's values",
+            )
         if not fits.all():
             i, j = np.argwhere(~fits)[0]
             where = f"row {i}, " if listed else ""
@@ -148,7 +157,7 @@ class Reader:
         if self._categories and isinstance(item, list) and len(item) == self._size:
             try:
                 pairs = zip(takes.features or [], item, strict=True)
-                item = [feature.number(value) if isinstance(value, str) else value for feature, value in pairs]
+                item = [f.number(v) if f.values and isinstance(v, str) else v for f, v in pairs]
             except ValueError as error:
                 raise Refusal(422, f"{where}{error}") from None
         if not isinstance(item, list) or len(item) != self._size:

@@ -80,7 +80,7 @@ def router(service: Service, asking: dict[int | str, Any], reading: dict[int | s
     @routes.get("", responses=reading)
     async def server() -> Response:
         """Which server this is."""
-        return _json({"name": "nas", "version": "0.1.0", "extensions": ["binary_tensor_data"]})
+        return _json({"name": "nas", "version": "0.2.0", "extensions": ["binary_tensor_data"]})
 
     @routes.get("/models/{name}/versions/{version}", responses=reading)
     @routes.get("/models/{name}", responses=reading)

@@ -214,11 +214,11 @@ def _whitening(rows: artifact.Array, labels: artifact.Array) -> artifact.Array:
 
 def arguments(words: list[str] | None = None) -> Namespace:
     parser = trial.argument_parser(__doc__)
-    parser.add_argument("--layers", type=int, required=True, help="hidden layers")
-    parser.add_argument("--units", type=int, required=True, help="units in each hidden layer")
+    parser.add_argument("--layers", type=trial.at_least(1), required=True, help="hidden layers")
+    parser.add_argument("--units", type=trial.at_least(1), required=True, help="units in each hidden layer")
     parser.add_argument("--lr", type=float, required=True, help="Adam's learning rate")
     parser.add_argument("--activation", choices=list(artifact.ACTIVATIONS), default="relu", help="default: %(default)s")
-    parser.add_argument("--batch-size", type=int, default=8, help="rows in a step (default: %(default)s)")
+    parser.add_argument("--batch-size", type=trial.at_least(1), default=8, help="rows in a step (default: %(default)s)")
     parser.add_argument("--alpha", type=float, default=0.5, help="L2 penalty (default: %(default)s)")
     parser.add_argument("--data", default="iris", help="a CSV file, in $NAS_DATA if relative (default: Iris)")
     parser.add_argument("--target", default="", help="the CSV file's column with the classes")

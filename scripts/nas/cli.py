@@ -212,6 +212,11 @@ def batch(
         release_.batch(cluster, ROOT, _home(), name, inputs or [], digest or "", settings, output, build, follow)
         return
     if not inputs:
+        store = Store(_home() / "model", model)
+        if store.current() and store.load().manifest.input.image is None:
+            raise NasError(
+                f"{model} takes rows of a table: name the files, for example: nas batch --model {model} f.csv"
+            )
         data.ensure("mnist", _home() / "data")
     words = ["--format", form, "--on-error", on_error]
     words += ["--input", *map(str, inputs)] if inputs else []
@@ -463,15 +468,15 @@ def _become(script: str, *words: str) -> None:
 
 def main() -> None:
     """Entry point: errors are one line on stderr and exit status 1."""
+    from modelkit import artifact, files, store
+
     message = ""
     try:
         app()
-    except NasError as error:
+    except (NasError, store.StoreError, artifact.ArtifactError, files.LockError) as error:
         message = str(error)
     except OSError as error:
-        from modelkit.store import explain
-
-        message = explain(error, Path(error.filename or _home()))
+        message = store.explain(error, Path(error.filename or _home()))
     except KeyboardInterrupt:
         sys.exit(130)
     if message:

@@ -222,7 +222,7 @@ class Search(Progress):
             return
         if best and self.experiment.reached(self.experiment.value(best.observation)):
             self._complete("Succeeded", "the goal is reached")
-        elif sum(t.failed for t in done) >= self.experiment.max_failed:
+        elif sum(t.failed for t in done) >= max(1, self.experiment.max_failed):
             self._complete("Failed", f"{sum(t.failed for t in done)} trials failed, which is the limit")
         elif len(done) >= self.experiment.max_trials:
             self._complete("Succeeded", "all trials are done")

@@ -110,8 +110,9 @@ class Experiment:
     def argument(self, name: str) -> str | None:
         """A fixed argument of the trainer, None when it isn't given."""
         for word in map(str, self.container.get("args", [])):
-            if word.startswith(f"--{name}="):
-                return word.partition("=")[2]
+            given, equals, value = word.partition("=")
+            if equals and given.replace("_", "-") == f"--{name}":
+                return value
         return None
 
     @property

@@ -227,16 +227,21 @@ def _call(command: list[str]) -> str:
 @contextlib.contextmanager
 def _baked(root: Path, name: str, home: Path) -> Iterator[None]:
     """MNIST's files in the build context while an image that wants them is built."""
-    folder = root / "images" / name / "data" / "mnist"
+    folder, copied = root / "images" / name / "data" / "mnist", []
     if name in BAKED:
         source = data.ensure("mnist", home / "data")
         folder.mkdir(exist_ok=True)
         for file in BAKED[name]:
-            shutil.copy2(source / f"{file}.gz", folder)
+            if not (target := folder / f"{file}.gz").exists():  # else a user's own
+                shutil.copy2(source / target.name, target)
+                copied.append(target)
     try:
         yield
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        for target in copied:
+            target.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not empty, or never made
+            folder.rmdir()
 
 
 def wanted(rendered: list[Manifest]) -> list[str]:

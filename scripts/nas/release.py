@@ -141,7 +141,8 @@ def serve(cluster: Cluster, release: str, host: str, port: int) -> None:
         raise NasError(f"release {release} has no server: set serving.enabled to true")
     name = f"{release}-serving"
     print(f"waiting for deployment {name}, which is ready with the first promoted model", flush=True)
-    subprocess.run(cluster.command("rollout", "status", f"deployment/{name}"), check=True)
+    if subprocess.run(cluster.command("rollout", "status", f"deployment/{name}"), check=False).returncode:
+        raise NasError(f"deployment {name} isn't ready (see above): `nas watch {release}` shows its search")
     forward = cluster.command(
         "port-forward", "--address", host, f"service/{name}", f"{port}:{service['service']['port']}"
     )

@@ -7,6 +7,7 @@ the whole group is gone. Standard library only: it starts in milliseconds and im
 """
 
 import contextlib
+import math
 import os
 import select
 import signal
@@ -53,14 +54,15 @@ def main(log_path: str, command: str) -> int:
             if wake in ready:
                 os.read(wake, 4096)
             if orders in ready:
-                order = os.read(orders, 4096).decode().split()
-                if not order:
+                lines = os.read(orders, 4096).decode().splitlines()
+                if not lines:
                     watched.discard(orders)
-                if order[:1] == ["kill"]:
-                    deadline = time.monotonic()
-                elif deadline is None:
-                    _signal(trial.pid, signal.SIGTERM)
-                    deadline = time.monotonic() + (float(order[1]) if order else ORPHAN_GRACE)
+                for order in lines or [f"stop {ORPHAN_GRACE}"]:
+                    if deadline is None and order != "kill":
+                        _signal(trial.pid, signal.SIGTERM)
+                    grace = 0.0 if order == "kill" else float(order.split()[1])
+                    # A later order may only shorten what an earlier one gave.
+                    deadline = min(deadline or math.inf, time.monotonic() + grace)
             if deadline is not None and time.monotonic() >= deadline:
                 _signal(trial.pid, signal.SIGKILL)
                 break

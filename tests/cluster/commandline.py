@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -54,12 +55,19 @@ class Nas:
         return result
 
     def start(self, *words: str) -> "subprocess.Popen[str]":
-        return subprocess.Popen(words, cwd=ROOT, env=self.environment, stdout=subprocess.PIPE, text=True)
+        """Begin a command that heeds Ctrl-C: below a shell's background job it would be born deaf to it."""
+
+        def heed() -> None:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+        return subprocess.Popen(
+            words, cwd=ROOT, env=self.environment, stdout=subprocess.PIPE, text=True, preexec_fn=heed
+        )
 
     def make_iris(self) -> str:
         """What `make iris TARGET=…` says of a small search."""
         settings = " ".join(f"--set {setting}" for setting in SMALL)
-        return self("make", "iris", f"TARGET={self.target}", f"ARGS={settings}").stdout
+        return self("make", "--no-print-directory", "iris", f"TARGET={self.target}", f"ARGS={settings}").stdout
 
 
 def _write_builder(path: Path) -> None:

@@ -54,12 +54,14 @@ def test_batch_scores_a_file_on_the_claim_and_an_unchanged_upgrade_does_not_repe
     (tmp_path / "rows.csv").write_text(ROWS)
     release.kubectl("cp", str(tmp_path / "rows.csv"), f"{release.bridge}:/model/rows.csv")
     for _ in range(2):
-        release.upgrade(batch__enabled=True, batch__inputs=["/model/rows.csv"])
+        release.upgrade(batch__enabled=True, batch__inputs=["/model/rows.csv"], batch__format="csv")
         jobs = release.get("jobs", "--selector=app.kubernetes.io/name=batch")
         assert len(jobs) == 1
         release.wait("condition=Complete", f"job/{jobs[0]['metadata']['name']}")
     assert "Sample 0: predicted class = 0 (setosa)" in release.kubectl("logs", f"job/{jobs[0]['metadata']['name']}")
-    assert release.run("cat", "/model/iris/predictions/predictions.csv").count("\n") == 3
+    folder = f"/model/iris/predictions/{jobs[0]['metadata']['name'].rsplit('-', 1)[1]}"
+    assert release.run("sh", "-c", f"cat {folder}/part-*").count("\n") == 3
+    assert '"rows"' in release.run("cat", f"{folder}/_SUCCESS")
 
 
 def test_helm_test_passes(cluster: Cluster, release: Release) -> None:

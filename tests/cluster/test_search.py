@@ -12,7 +12,8 @@ POOR = {"experiment__maxTrials": 1, "experiment__parallelTrials": 1, "experiment
 
 
 class Course:
-    """What was seen of a release whose first search was one epoch long, and whose second was a proper one."""
+    """What was seen of a release whose first search was an epoch under a penalty that lets nothing be learnt, and whose
+    second was a proper one."""
 
     release: Release
     before: Object  # the server's pod when there was no model
@@ -28,7 +29,12 @@ def course(shared_release: Release) -> Course:
     seen = Course()
     release = seen.release = shared_release
     start = time.monotonic()
-    release.install(**POOR, experiment__trainer__args__epochs=1, experiment__objective__goal=None)
+    release.install(
+        **POOR,
+        experiment__trainer__args__epochs=1,
+        experiment__trainer__args__alpha=100,
+        experiment__objective__goal=None,
+    )
     until(lambda: release.pods("serving") and running(release.pods("serving")[0]), "the server's start")
     seen.before = release.pods("serving")[0]
     release.wait("condition=Available", "deployment/iris-nas-serving")
@@ -37,7 +43,12 @@ def course(shared_release: Release) -> Course:
     seen.seconds = time.monotonic() - start
     print(f"\nfrom helm install to the first prediction: {seen.seconds:.1f} s")
     seen.first_pod = release.pods("serving")[0]["metadata"]["uid"]
-    release.upgrade(experiment__maxTrials=3, experiment__parallelTrials=3, experiment__trainer__args__epochs=20)
+    release.upgrade(
+        experiment__maxTrials=3,
+        experiment__parallelTrials=3,
+        experiment__trainer__args__epochs=20,
+        experiment__trainer__args__alpha=0.5,
+    )
     release.wait_for_search()
     current = release.store("show")
     with release.forwarded() as ask:

@@ -146,6 +146,18 @@ def test_a_category_of_a_csv_file_becomes_its_number_and_an_unknown_one_a_bad_ro
     assert [(bad.row, bad.reason) for bad in chunk.bad] == [(1, "colour is 'green', expected one of red, blue")]
 
 
+def test_categories_that_look_like_numbers_are_found_by_name_in_every_chunk(tmp_path: Path) -> None:
+    features = [artifact.Feature("floor", 0, 2, ["1", "2", "3"]), artifact.Feature("size", 0, 9)]
+    wanted = inputs.Wanted(artifact.Input(dtype="float32", shape=[2], features=features), ["no", "yes"], [])
+    (tmp_path / "a.csv").write_text("floor,size\n2,3\n3,1\n")
+    (chunk,) = read(tmp_path / "a.csv", wanted)
+    assert chunk.rows.tolist() == [[1, 3], [2, 1]]
+    pq.write_table(pa.table({"floor": [2.0, 3.0, 0.5], "size": [1.0, 1.0, 1.0]}), tmp_path / "a.parquet")
+    (chunk,) = read(tmp_path / "a.parquet", wanted)
+    assert chunk.numbers.tolist() == [0]
+    assert [bad.row for bad in chunk.bad] == [1, 2], "only an index of the three is a category where numbers are given"
+
+
 def test_a_row_that_is_not_utf_8_is_bad_where_its_text_is_used(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(f"{','.join(NAMES)},id,more\n1,1,1,1,\xe9,\n1,1,1,1,e,\xe9\n".encode("latin-1"))
     (chunk,) = read(tmp_path / "a.csv", IRIS)

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from modelkit import artifact, files, store
@@ -127,6 +128,16 @@ def test_a_model_with_other_classes_needs_a_person(
     assert (event.event, home.load().manifest.trial) == ("refused", "a")
     home.promote(event.digest)
     assert home.load().manifest.classes == ["yes", "no"]
+
+
+def test_data_that_widens_a_features_range_is_the_same_contract(
+    home: Store, trial_folder: Folder, onnx: Callable[..., bytes]
+) -> None:
+    home.offer(trial_folder("a", 0.8))
+    wider = msgspec.structs.replace(
+        home.load().manifest.input, features=[artifact.Feature("left", -5, 5), artifact.Feature("right", 0, 1)]
+    )
+    assert home.offer(trial_folder("b", 0.9, data=onnx(input=wider), input=wider)).event == "promoted"
 
 
 def test_a_broken_challenger_is_refused_and_the_current_model_stays(home: Store, trial_folder: Folder) -> None:

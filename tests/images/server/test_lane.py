@@ -7,6 +7,7 @@ from typing import Any
 
 import bodies
 import interface
+import numpy as np
 import pytest
 from app import create_app
 from decode import Reader, Refusal
@@ -58,9 +59,23 @@ def test_a_category_is_given_by_its_name_or_its_number(body: Any) -> None:
     assert COLOURS.rows(raw(body))[0].tolist() == [[1, 3]]
 
 
-def test_a_category_that_the_model_never_saw_is_refused() -> None:
-    with pytest.raises(Refusal, match="row 1, colour is 'green', expected one of red, blue"):
-        COLOURS.rows(raw([["red", 1], ["green", 1]]))
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        ([["red", 1], ["green", 1]], "row 1, colour is 'green', expected one of red, blue"),
+        ([2, 1], "colour: expected a category by its name or its place among the feature's values, got 2"),
+        ([0.5, 1], "colour: expected a category by its name"),
+        (["red", "1"], "size: expected a number, got a string"),
+    ],
+)
+def test_a_category_that_the_model_never_saw_is_refused(body: Any, sentence: str) -> None:
+    with pytest.raises(Refusal, match=sentence):
+        COLOURS.rows(raw(body))
+
+
+def test_an_array_with_no_category_is_refused() -> None:
+    with pytest.raises(Refusal, match="colour: expected a category"):
+        COLOURS.fit(np.array([[0, 1], [2, 1]], np.float32))
 
 
 COLOURS = Reader(
