@@ -298,6 +298,12 @@ def begin(
             for name in Request.__struct_fields__
             if (held := getattr(plan.request, name)) != (asked := getattr(request, name))
         ]
+        planned = {part.file.path for part in plan.inputs}
+        named: list[Path] = []
+        with contextlib.suppress(InputError) if complete else contextlib.nullcontext():  # those of a done job may go
+            named = expand(request.inputs)
+        if new := [str(path) for path in named if str(path) not in planned]:
+            raise JobError(f"{output} was begun without {new[0]}: give another --output, or move the file away")
         if digest and not plan.digest.startswith(digest):
             differs.append(f"version {plan.digest[:12]}, not {digest[:12]}")
         if differs:

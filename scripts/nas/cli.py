@@ -225,7 +225,8 @@ def batch(
     digest = digest or Store(_home() / "model", model).current()
     words += ["--digest", digest] if digest else []
     if output is None:  # the same command finds its unfinished job again; another model or a changed file is a new one
-        states = [(str(path), path.stat().st_mtime_ns if path.exists() else 0) for path in inputs or []]
+        found = [path for given in inputs or [] for path in sorted(given.parent.glob(given.name)) or [given]]
+        states = [(str(path), path.stat().st_mtime_ns if path.exists() else 0) for path in found]
         key = hashlib.sha256(repr([words, states]).encode()).hexdigest()[:8]
         output = _home() / "output" / model / f"{inputs[0].name.split('.')[0] if inputs else 'mnist-test'}-{key}"
     _become("batch/score.py", "--model", model, "--output", str(output), *words)

@@ -85,8 +85,10 @@ def values_file(root: Path, name: str) -> Path:
 
 
 def release_name(path: Path) -> str:
-    """The release a values file makes unless told otherwise."""
-    name = re.sub("[^a-z0-9]+", "-", path.stem.lower()).strip("-")
+    """The release a values file makes unless told otherwise: by its name, and its folder below values/."""
+    *folders, name = path.with_suffix("").parts
+    below = folders[folders.index("values") + 1 :] if "values" in folders else []
+    name = re.sub("[^a-z0-9]+", "-", "-".join([*below, name]).lower()).strip("-")
     return f"{name[:27]}-nas"  # 31 characters: Katib allows 40, with the hash
 
 

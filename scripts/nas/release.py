@@ -59,7 +59,10 @@ def watch(cluster: Cluster, root: Path, release: str, name: str = "") -> int:
         trial.reports = kept["epochs"].get(trial.name, trial.reports)
     current = msgspec.convert(kept["manifest"], artifact.Manifest) if kept["manifest"] else None
     place = f"{kept['place']} on the claim; here by: nas artifacts copy --release {release} {cluster.options}"
-    view.summary(current, place, next_commands(current, f" TARGET={cluster.target}") if current else [])
+    after = next_commands(current, f" TARGET={cluster.target}") if current else []
+    if current and release != f"{current.model}-nas":  # the release that make looks for
+        after[0] = f"nas serve --release {release} {cluster.options}"
+    view.summary(current, place, after)
     if was_over:
         view.note("this search was over already; for a new one: experiment.run, such as nas run … --run 2")
     if search.state == "Failed" or search.best is None:
@@ -147,15 +150,18 @@ def serve(cluster: Cluster, release: str, host: str, port: int) -> None:
         "port-forward", "--address", host, f"service/{name}", f"{port}:{service['service']['port']}"
     )
     with sigterm_as_interrupt():
-        while True:
-            process = subprocess.Popen(forward)
+        short = 0  # connections in a row that ended at once, such as with a port in use
+        while short < 5:
+            began, process = time.monotonic(), subprocess.Popen(forward)
             try:
                 status = process.wait()
                 time.sleep(1)
             finally:
                 process.kill()
                 process.wait()
+            short = short + 1 if time.monotonic() - began < 5 else 0
             print(f"the connection to {name} ended (status {status}); connecting again", flush=True)
+        raise NasError(f"{name} can't be reached on port {port} (see above): another --port may help")
 
 
 def current(cluster: Cluster, claim: artifacts.Claim, release: str) -> tuple[str, str]:

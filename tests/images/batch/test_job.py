@@ -193,6 +193,18 @@ def test_a_folder_with_other_files_is_not_written_to(
     assert sorted(path.name for path in (place / "out").iterdir()) == [".lock", "thesis.txt"]
 
 
+@pytest.mark.usefixtures("source")
+def test_a_new_file_under_a_glob_is_not_passed_over_in_silence(
+    place: Path, arguments: Arguments, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = arguments("mnist", "--input", str(place / "*-images-idx3-ubyte"))
+    assert score.main(words) == 0
+    assert score.main(words) == 0
+    (place / "b-images-idx3-ubyte").write_bytes(images([1, 2]))
+    assert score.main(words) != 0
+    assert f"was begun without {place / 'b-images-idx3-ubyte'}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["a-images-idx3-ubyte", "a-labels-idx1-ubyte"])
 def test_an_input_that_changes_while_it_is_scored_is_noticed(
     place: Path,
