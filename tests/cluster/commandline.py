@@ -38,7 +38,9 @@ class Nas:
     def __init__(self, cluster: Cluster, tools: Path) -> None:
         self.target = "microk8s" if cluster.node else "cluster"
         path = [str(tools), str(BIN), str(Path(__file__).parent), os.environ["PATH"]]
-        self.environment = cluster.environment | {"NAS_TARGET": self.target}
+        # Not those of the make that runs these tests: its variables would become the commands'.
+        inherited = {k: v for k, v in cluster.environment.items() if k not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+        self.environment = inherited | {"NAS_TARGET": self.target}
         if cluster.node:
             self.environment["NAS_NODE"] = cluster.node.name
             path.append(str(cluster.node.bin))
@@ -67,7 +69,7 @@ class Nas:
     def make_iris(self) -> str:
         """What `make iris TARGET=…` says of a small search."""
         settings = " ".join(f"--set {setting}" for setting in SMALL)
-        return self("make", "--no-print-directory", "iris", f"TARGET={self.target}", f"ARGS={settings}").stdout
+        return self("make", "iris", f"TARGET={self.target}", f"ARGS={settings}").stdout
 
 
 def _write_builder(path: Path) -> None:

@@ -20,7 +20,7 @@ CHECKS = ("not_a_server_error", "status_code_conformance", "content_type_conform
 def main(examples: str) -> int:
     with tempfile.TemporaryDirectory() as folder:
         models.promote(Path(folder), "iris", models.iris_rule())
-        with process.server(Path(folder), "--access-log") as (running, _, url):
+        with process.server(Path(folder)) as (running, _, url):
             program = str(Path(sys.executable).with_name("schemathesis"))
             words = [program, "run", f"{url}/openapi.json", "--checks", ",".join(CHECKS), "--max-examples", examples]
             words += ["--phases", "examples,coverage,fuzzing", "--suppress-health-check", "all", "--no-color"]
