@@ -67,7 +67,7 @@ lint: .venv/ready-dev ## run ruff, mypy, yamllint, shellcheck, helm lint and che
 	@.venv/bin/shellcheck scripts/setup.sh .ci/run tests/cluster/microk8s
 	@.venv/bin/mypy scripts/chart_values.py
 	@.venv/bin/python scripts/chart_values.py --check
-	@for preset in iris mnist tutorial/mnist "iris microk8s" "iris production" "mnist gpu" all-options; do \
+	@for preset in iris mnist mnist-best fashion-mnist tutorial/mnist "iris microk8s" "iris production" "mnist gpu" all-options; do \
 	  $(NAS) helm lint --strict --quiet charts/nas $$(printf -- ' --values values/%s.yaml' $$preset) || exit 1; done
 	@mkdir -p .nas; for preset in iris "iris production"; do \
 	  $(NAS) helm template iris-nas charts/nas --namespace nas --set batch.enabled=true \

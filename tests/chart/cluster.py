@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 Object = dict[str, Any]
-NAMES = {"Namespace": "namespaces", "Experiment": "experiments"}
+NAMES = {"Namespace": "namespaces", "PersistentVolumeClaim": "persistentvolumeclaims", "Experiment": "experiments"}
 LABEL = "katib.kubeflow.org/metrics-collector-injection"
 
 
@@ -87,7 +87,12 @@ def _discovery(katib: bool) -> Object:
         "/version": {"major": "1", "minor": "34", "gitVersion": "v1.34.0"},
         "/api": {"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []},
         "/apis": {"kind": "APIGroupList", "apiVersion": "v1", "groups": [group] if katib else []},
-        "/api/v1": resources("v1", ("namespaces", "Namespace", False), ("secrets", "Secret", True)),
+        "/api/v1": resources(
+            "v1",
+            ("namespaces", "Namespace", False),
+            ("secrets", "Secret", True),
+            ("persistentvolumeclaims", "PersistentVolumeClaim", True),
+        ),
     }
     answers["/api/v1/namespaces/team/secrets"] = {"apiVersion": "v1", "kind": "SecretList", "items": []}  # releases
     if katib:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from cluster import namespace, serving
-from rendering import CHART, Object, experiment, notes, refusal, render, run_helm, words
+from rendering import CHART, Object, experiment, notes, one, refusal, render, run_helm, words
 
 
 @pytest.mark.parametrize(
@@ -426,3 +426,12 @@ def test_an_edit_that_katib_would_refuse_is_told_before_it_is_tried(
 def test_a_search_that_is_done_for_good_can_not_get_more_trials(tmp_path: Path) -> None:
     said = edited(tmp_path, "experiment.maxTrials=20", status=DONE, policy="Never")
     assert "the search mine is done and Katib doesn't go on with it, so that experiment.maxTrials can't change" in said
+
+
+@pytest.mark.parametrize(
+    ("mode", "said"), [("ReadWriteOnce", PASSED), ("ReadWriteMany", "ERROR: the claim x-models in")]
+)
+def test_an_access_mode_that_a_claim_can_not_change_to_is_told(tmp_path: Path, mode: str, said: str) -> None:
+    claim = one(render("iris"), "PersistentVolumeClaim")
+    there = [namespace("team"), claim]
+    assert said in installed(tmp_path, there, f"global.claim.accessMode={mode}")
