@@ -65,8 +65,8 @@ class Search(Progress):
 
     def resume(self) -> None:
         """Take over what an interrupted run of the same Experiment recorded. Raises NasError for a broken record."""
-        for path in sorted((self.folder / "trials").glob("*.yaml"), key=lambda path: path.stat().st_mtime):
-            trial = read_trial(load(path))
+        trials = [read_trial(load(path)) for path in (self.folder / "trials").glob("*.yaml")]
+        for trial in sorted(trials, key=lambda trial: trial.started):
             if trial.state == "Running":
                 self._waiting.append(trial)
             else:

@@ -1,6 +1,7 @@
 // The page at /: a form or a pad made from the model's manifest, and what the model answers.
 const $ = id => document.getElementById(id);
-const percent = p => `${(100 * p).toFixed(1)} %`;
+const short = text => /^-?\d*\.\d{6,}$/.test(text) ? String(Number(Number(text).toPrecision(4))) : text;
+const percent = p => `${(100 * p).toFixed(1)}\u00a0%`;
 const store = { get key() { return sessionStorage.getItem("nas-key"); }, set key(k) { sessionStorage.setItem("nas-key", k); } };
 let model, newest = 0;
 
@@ -46,7 +47,7 @@ async function describe() {
     Accuracy: `${percent(validation.accuracy)} on ${validation.rows} validation rows (${validation.estimator})`,
     ...(test && { Test: `${percent(test.accuracy)} on ${test.rows} rows` }),
     Trial: manifest.trial,
-    ...Object.fromEntries(Object.entries(manifest.parameters).map(([k, v]) => [k, v])),
+    ...Object.fromEntries(Object.entries(manifest.parameters).filter(([, v]) => v).map(([k, v]) => [k, short(v)])),
     Epoch: `${manifest.epoch} of ${manifest.epochs_run}`,
     Made: new Date(manifest.created).toLocaleString(),
     Digest: manifest.digest,

@@ -233,6 +233,7 @@ def _parallel(history: History) -> str:
     metric = history.experiment.metric
     figure = optuna.visualization.plot_parallel_coordinate(history.study(), target_name=metric)
     figure.for_each_trace(lambda trace: trace.update(opacity=0.8, line_width=2), selector={"mode": "lines"})
+    figure.update_traces(marker_showscale=False, selector={"mode": "markers"})  # the first axis says it too
 
     text = _figure(figure.update_layout(xaxis_automargin=True), height=400)
     return f'<div class="wide"><div class="least">{text}</div></div>'
@@ -261,7 +262,10 @@ def _confusion(facts: dict[str, Any]) -> str:
     shown = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     np.fill_diagonal(shown, np.nan)  # the mistakes are what one looks for; right answers keep their number
     heat = go.Heatmap(z=shown, x=classes, y=classes, text=counts, texttemplate="%{text}", showscale=False)
-    heat.update(colorscale=[[0, "rgba(224,96,48,0)"], [1, "rgba(224,96,48,.85)"]], zmin=0, xgap=1, ygap=1)
+    heat.update(
+        colorscale=[[0, "rgba(224,96,48,0)"], [1, "rgba(224,96,48,.85)"]], zmin=0, zmax=float(np.nanmax(shown)) or 1
+    )
+    heat.update(xgap=1, ygap=1)
     heat.update(
         textfont_color="#8a8f98", hovertemplate="%{y} taken for %{x}: %{text}<extra></extra>", hoverongaps=False
     )
