@@ -473,6 +473,8 @@ def _lineage(store: Store, args: argparse.Namespace) -> int:
 
 
 def _verify(store: Store, _: argparse.Namespace) -> int:
+    if store.current() is None and not store._versions():
+        raise StoreError(store._nothing())
     problems = store.verify()
     print("\n".join(problems) or f"{len(store._versions())} versions of {store.model}: all whole")
     return 1 if problems else 0
@@ -491,7 +493,8 @@ def _history(store: Store, _: argparse.Namespace) -> int:
 
 
 def _tell(event: Event) -> int:
-    print(f"{event.event} {event.digest[:12]}: {event.reason}")
+    back = f"{event.digest[:12]} is current again, and pinned; `unpin` lets offers decide"
+    print(back if event.event == "rolled back" else f"{event.event} {event.digest[:12]}: {event.reason}")
     return 0
 
 

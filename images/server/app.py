@@ -40,7 +40,7 @@ ASKING: dict[int | str, dict[str, Any]] = {status: problem for status, problem i
 def create_app(service: Service) -> FastAPI:
     """The application for one model of a store."""
     live, name = service.live, service.live.store.model
-    app = FastAPI(title=f"nas: {name}", docs_url=None, redoc_url=None)
+    app = FastAPI(title=f"nas: {name}", version="0.2.0", docs_url=None, redoc_url=None)
     app.include_router(v2.router(service, ASKING, READING | {404: PROBLEMS[404]}))
     app.mount("/static", StaticFiles(directory=STATIC))
 

@@ -188,7 +188,8 @@ def _answer(process: "subprocess.Popen[bytes]") -> bytes:
 def opened(cluster: Cluster, root: Path, release: str) -> Iterator[Claim]:
     """The claim through the release's bridge pod, or a temporary one from the same template. Raises NasError."""
     pod = f"{release}-bridge-0"
-    if cluster.get("Pod", pod) or cluster.get("StatefulSet", f"{release}-bridge"):
+    bridge = cluster.get("StatefulSet", f"{release}-bridge")  # its pod may be there without it, on its way out
+    if bridge and "deletionTimestamp" not in bridge["metadata"]:
         wait_ready(cluster, pod)
         yield Claim(cluster, pod)
         return

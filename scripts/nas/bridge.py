@@ -97,6 +97,12 @@ def receive(
     partial.replace(path)
 
 
+def reasons(home: Any, experiment: str) -> dict[str, str]:
+    """Why each trial of an experiment was promoted or not, by the trial's name, from the history of a Store."""
+    decided = [event for event in home.history() if event.trial and event.trial.startswith(f"{experiment}/")]
+    return {event.trial.partition("/")[2]: event.reason for event in decided}
+
+
 def kept(root: Path, model: str, experiment: str = "", gate: dict[str, Any] | None = None) -> dict[str, Any]:
     """The current model's manifest and place, and each trial's epochs; with a `gate`, killed trials' models first."""
     import msgspec
@@ -110,6 +116,7 @@ def kept(root: Path, model: str, experiment: str = "", gate: dict[str, Any] | No
     return {
         "manifest": msgspec.to_builtins(home.load().manifest) if current else None,
         "place": str(home.version(current)) if current else "",
+        "reasons": reasons(home, experiment),
         "epochs": {path.parent.name: path.read_bytes().count(b"\n") for path in trials},
     }
 

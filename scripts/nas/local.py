@@ -8,7 +8,7 @@ from modelkit import artifact, files
 from modelkit.store import Gate, Store, StoreError, explain
 from rich.console import Console
 
-from nas import chart, data, frameworks
+from nas import bridge, chart, data, frameworks
 from nas.engine import Places, Search, image_folder, load, recorded
 from nas.errors import NasError
 from nas.experiment import Experiment
@@ -22,6 +22,8 @@ def run(root: Path, home: Path, values: str, number: int | None, resume: bool, s
     """
     places = Places(root, home)
     path = values_file(root, values)
+    if resume and settings:
+        raise NasError("an interrupted run goes on as it began: leave --set out, or leave --resume out for a new run")
     manifest = _interrupted(places, path) if resume else _new(places, path, number, settings)
     experiment = Experiment(manifest)
     if not experiment.model:
@@ -45,7 +47,8 @@ def run(root: Path, home: Path, values: str, number: int | None, resume: bool, s
             return 128 + search.interrupted
         current = store.load().manifest if store.current() else None
         place = _shown(store.version(current.digest)) if current else ""
-        view.summary(current, place, next_commands(current) if current else [])
+        after = next_commands(current) if current else []
+        view.summary(current, place, after, bridge.reasons(store, experiment.name))
     except (StoreError, artifact.ArtifactError, files.LockError) as error:
         raise NasError(str(error)) from error
     if search.state == "Failed" or search.best is None:

@@ -62,7 +62,7 @@ def watch(cluster: Cluster, root: Path, release: str, name: str = "") -> int:
     after = next_commands(current, f" TARGET={cluster.target}") if current else []
     if current and release != f"{current.model}-nas":  # the release that make looks for
         after[0] = f"nas serve --release {release} {cluster.options}"
-    view.summary(current, place, after)
+    view.summary(current, place, after, kept["reasons"])
     if was_over:
         view.note("this search was over already; for a new one: experiment.run, such as nas run … --run 2")
     if search.state == "Failed" or search.best is None:

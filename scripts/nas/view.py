@@ -75,8 +75,13 @@ class View:
         """Something a person should know now."""
         self.console.print(text, markup=False, soft_wrap=True)
 
-    def summary(self, current: artifact.Manifest | None, place: str, commands: list[str]) -> None:
-        """Trials, the best one, epochs spent, the current model and its place, and what to type next."""
+    def summary(
+        self, current: artifact.Manifest | None, place: str, commands: list[str], reasons: dict[str, str]
+    ) -> None:
+        """Trials, the best one, epochs spent, the current model and its place, and what to type next.
+
+        `reasons` tell, by a trial's name, why its model was promoted or not.
+        """
         search, experiment = self.search, self.search.experiment
         self.console.print(self._table(search.trials))
         if best := search.best:
@@ -88,7 +93,9 @@ class View:
         self._line("time", f"{_clock(self._elapsed)}; {search.reason}")
         if current is None:
             return
-        fate = "promoted" if current.experiment == experiment.name else "still the best: nothing was promoted"
+        fate = "promoted"
+        if current.experiment != experiment.name:
+            fate = f"stays: {reasons.get(search.best.name if search.best else '', 'nothing was promoted')}"
         test = f", {current.metrics.test.accuracy:.4f} on the test set" if current.metrics.test else ""
         accuracy = f"accuracy {current.metrics.validation.accuracy:.4f}{test}"
         self._line("model", f"{current.model} {current.digest[:12]} {fate} ({accuracy})")

@@ -179,7 +179,7 @@ def test_models_roll_back_and_the_server_follows(nas: Nas, release: Release) -> 
     first, second = re.findall(r" ([0-9a-f]{12}) ", nas("nas", "models", "list", *store).stdout)[:2]
     for digest in (first, second):
         nas("nas", "models", "promote", digest, *store)
-    assert f"rolled back {first}" in nas("nas", "models", "rollback", *store).stdout
+    assert f"{first} is current again" in nas("nas", "models", "rollback", *store).stdout
     with release.forwarded() as ask:
         until(lambda: ask("/model")["digest"].startswith(first), "the server to follow")
     nas("nas", "models", "unpin", *store)

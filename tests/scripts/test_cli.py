@@ -128,6 +128,7 @@ def test_ctrl_c_interrupts_a_search_and_resume_ends_it(nas: Nas, home: Path, tmp
             "experiment.algorithm.name magic is none of Katib's",
         ),
         (["run", "iris", "--set", "experiment.algorithm.name=pbt"], "can't run on this machine"),
+        (["run", "iris", "--resume", "--set", "experiment.maxTrials=4"], "goes on as it began: leave --set out"),
         (["batch", "--model", "a b"], "model name 'a b': letters, digits"),
         (["batch", "--model", "iris"], "iris takes rows of a table: name the files"),
         (["run", "iris", "--set", "experiment.enabled=false"], "set experiment.enabled to true"),

@@ -329,3 +329,8 @@ def test_the_command_line_shows_what_is_there(
 def test_verify_fails_for_a_store_that_is_not_whole(home: Store, trial_folder: Folder) -> None:
     (home.version(home.offer(trial_folder("a", 0.8)).digest) / "manifest.json").unlink()
     assert store.main(["verify", "--root", str(home.root), "--model", "demo"]) == 1
+
+
+def test_a_store_without_the_model_is_not_called_whole(home: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    assert store.main(["verify", "--model", "demo", "--root", str(home.root)]) == 1
+    assert "no model 'demo' in" in capsys.readouterr().err
