@@ -43,7 +43,7 @@ def run(root: Path, home: Path, values: str, number: int | None, resume: bool, s
     try:
         store.adopt(gate)
         if search.interrupted:
-            view.console.print(f"interrupted; to go on: nas run {values} --resume", soft_wrap=True)
+            view.console.print(f"interrupted; to go on: .venv/bin/nas run {values} --resume", soft_wrap=True)
             return 128 + search.interrupted
         current = store.load().manifest if store.current() else None
         place = _shown(store.version(current.digest)) if current else ""
