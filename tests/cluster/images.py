@@ -27,7 +27,7 @@ BASE = "nas.test/base:" + hashlib.sha256(repr(DEBIAN).encode()).hexdigest()[:12]
 SETTINGS = {  # of the machine: where a build finds them
     Path("/etc/ssl/certs"): "/etc/ssl/certs",
     Path("/etc/pip.conf"): "/etc/pip.conf",
-    Path.home() / ".config/pip/pip.conf": "/root/.config/pip/pip.conf",
+    Path.home() / ".config/pip/pip.conf": "/etc/xdg/pip/pip.conf",
 }
 BUILDAH = ["buildah", "--root", f"{CACHE}/buildah", "--runroot", "/run/nas-buildah", "--storage-driver", "overlay"]
 
