@@ -1,5 +1,6 @@
 """Claim, bridge, server and batch Job: what is there, how it is secured, what a value turns on."""
 
+import json
 import re
 
 import pytest
@@ -295,3 +296,57 @@ def test_the_notes_speak_of_what_is_on_alone() -> None:
     assert "trials" not in text
     assert "x-bridge-0" not in text
     assert "helm test x" in text
+
+
+# What finds what
+
+
+def test_services_monitor_and_budget_find_the_pods_they_are_for() -> None:
+    objects = render("production")
+    for kind, part in (("Service", "serving"), ("Service", "bridge"), ("PodDisruptionBudget", "serving")):
+        (labels,) = [
+            o["spec"]["template"]["metadata"]["labels"]
+            for o in objects
+            if label(o) == part and o["kind"] in ("Deployment", "StatefulSet")
+        ]
+        selector = one(objects, kind, part)["spec"]["selector"]
+        assert (selector.get("matchLabels") or selector).items() <= labels.items()
+    found = one(objects, "ServiceMonitor")["spec"]["selector"]["matchLabels"]
+    assert found.items() <= one(objects, "Service", "serving")["metadata"]["labels"].items()
+    assert not found.items() <= one(objects, "Service", "bridge")["metadata"]["labels"].items()
+
+
+@pytest.mark.parametrize("part", ["experiment", "bridge", "serving", "batch"])
+def test_a_network_policy_holds_both_ways(part: str) -> None:
+    assert policy(part)["policyTypes"] == ["Ingress", "Egress"]
+
+
+def test_trials_reach_the_early_stopping_service_in_their_own_namespace_alone() -> None:
+    assert policy("experiment")["egress"][2]["to"] == [{"podSelector": {}}]
+
+
+def test_a_rollout_never_has_fewer_servers_than_asked_for() -> None:
+    strategy = one(render("iris"), "Deployment")["spec"]["strategy"]
+    assert strategy == {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+
+
+def test_the_permissions_container_gives_the_folder_to_the_pods_user() -> None:
+    (container,) = pod_of(render("iris", "global.claim.fixPermissions=true"), "bridge")["initContainers"]
+    assert container["command"] == ["sh", "-c", "chown 1000:1000 /model && chmod 2775 /model"]
+
+
+def test_helm_test_asks_this_releases_server_for_its_model_and_an_answer() -> None:
+    (container,) = one(render("iris"), "Pod")["spec"]["containers"]
+    script = container["command"][2]
+    compile(script, "test", "exec")
+    assert 'server = "http://x-serving:8000"' in script
+    assert re.findall(r'ask\("([^"]+)"', script) == ["/model", "/predict/", "/model"]
+
+
+def test_dashboards_are_json_and_those_of_two_releases_differ() -> None:
+    boards = [
+        json.loads(next(iter(one(render("production", release=release), "ConfigMap")["data"].values())))
+        for release in ("x", "y")
+    ]
+    assert [board["uid"] for board in boards] == ["x-serving", "y-serving"]
+    assert boards[0]["panels"]
