@@ -298,7 +298,7 @@ def images_build(
 ) -> None:
     """Build images, with MNIST's files in those that need them.
 
-    Example: nas images build iris-trainer server
+    Example: nas images build tabular-trainer server
     """
     from nas import images
 

@@ -98,7 +98,7 @@ def test_a_pod_affinity_of_ones_own_replaces_the_one_that_keeps_pods_together() 
 IRIS: Object = {
     "experiment": {
         "parameters": {"lr": {"type": "double", "min": 0, "max": 1}},
-        "trainer": {"image": {"repository": "iris-trainer"}},
+        "trainer": {"image": {"repository": "tabular-trainer"}},
     }
 }
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from node import CACHE, Node, install, run, stage
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("server", "iris-trainer", "batch")
+NAMES = ("server", "tabular-trainer", "batch")
 PACKAGES = {"buildah": "/usr/bin/buildah", "mmdebstrap": "/usr/bin/mmdebstrap"}
 DEBIAN = [
     "--variant=minbase",
