@@ -123,21 +123,21 @@ def trial_pod(objects: Objects) -> Object:
 
 def pods(objects: Objects) -> Iterator[Object]:
     """Specs of all pods that the objects lead to, a trial's included."""
-    yield trial_pod(objects)
     for item in objects:
-        if item["kind"] == "Pod":
+        if item["kind"] == "Experiment":
+            yield trial_pod([item])
+        elif item["kind"] == "Pod":
             yield item["spec"]
+        elif item["kind"] == "CronJob":
+            yield item["spec"]["jobTemplate"]["spec"]["template"]["spec"]
         elif "template" in item.get("spec", {}):
             yield item["spec"]["template"]["spec"]
 
 
 def pod_of(objects: Objects, part: str) -> Object:
     """The spec of the pods of a part: trials for the experiment."""
-    if part == "experiment":
-        return trial_pod(objects)
-    (found,) = [o["spec"]["template"]["spec"] for o in objects if label(o) == part and "template" in o.get("spec", {})]
-    spec: Object = found
-    return spec
+    (found,) = pods([item for item in objects if label(item) == part and item["kind"] != "Pod"])
+    return found
 
 
 def write_golden() -> None:

@@ -34,6 +34,8 @@ from rendering import CHART, Object, experiment, notes, one, refusal, render, ru
         ("serving.service.port=70000", "/serving/service/port"),
         ("storage.size=big", "/storage/size"),
         ("batch.shards=0", "/batch/shards"),
+        ("experiment.schedule=each night", "/experiment/schedule"),
+        ("experiment.schedule=0 2 * *", "/experiment/schedule"),
     ],
 )
 def test_the_schema_refuses_a_value_and_names_its_key(setting: str, path: str) -> None:
@@ -64,6 +66,7 @@ def job(**container: Any) -> Object:
     return {"template": {"spec": {"containers": [{"name": "trial", "image": "x", "command": ["x"], **container}]}}}
 
 
+DAILY = "@daily"
 NAS = {"nasConfig": {"graphConfig": {"numLayers": 1}}}
 CASES: list[tuple[str | Object, list[str], str]] = [
     # the release and its claim
@@ -75,6 +78,14 @@ CASES: list[tuple[str | Object, list[str], str]] = [
         "global.claim.accessMode ReadWriteOncePod lets a single",
     ),
     ("iris", ["global.claim.existing=c", "storage.storageClass=fast"], "storage.storageClass is set, but the claim c"),
+    # the schedule
+    ("iris", ["storage.enabled=false", f"experiment.schedule={DAILY}"], "experiment needs a claim for the models"),
+    (
+        "iris",
+        [f"experiment.name={'a' * 27}", f"experiment.schedule={DAILY}"],
+        "aaa has more than 26 characters, and Katib allows 40 for the name of a scheduled search",
+    ),
+    (trial(), ["experiment.onlyWhenDataChanges=true"], "experiment.onlyWhenDataChanges asks the trainer"),
     # serving
     ("iris", ["serving.replicas=2", "global.claim.colocate=false"], "serving has 2 replicas on a ReadWriteOnce claim"),
     (

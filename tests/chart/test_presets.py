@@ -20,6 +20,9 @@ REST = [
     "StatefulSet x-bridge",
 ]
 SCALED = ["ConfigMap x-serving-dashboard", "HorizontalPodAutoscaler x-serving", "PodDisruptionBudget x-serving"]
+SCHEDULE = [
+    f"{kind} x-schedule" for kind in ("ConfigMap", "CronJob", "NetworkPolicy", "Role", "RoleBinding", "ServiceAccount")
+]
 INVENTORY = dict.fromkeys(PRESETS, SEARCH + REST)
 INVENTORY["production"] = [*SEARCH, *REST, *SCALED, "ServiceMonitor x-serving"]
 INVENTORY["all-options"] = [
@@ -32,6 +35,7 @@ INVENTORY["all-options"] = [
     "ServiceMonitor x-serving",
     *REST,
     *SCALED,
+    *SCHEDULE,
 ]
 
 

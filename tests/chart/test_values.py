@@ -1,4 +1,4 @@
-"""Every key of values.yaml is described, set in values/all-options.yaml and read by a template; and no other is."""
+"""Every key of values.yaml is described, set in values/all-options.yaml; it changes what is rendered."""
 
 import json
 import re
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from rendering import CHART, EVERYTHING, ROOT, Object, refusal, render
+from rendering import CHART, EVERYTHING, ROOT, Object, refusal, render, run_helm, words
 
 VALUES: Object = yaml.safe_load((CHART / "values.yaml").read_text())
 # Maps whose keys are a user's own, Kubernetes' or Katib's: one value each.
@@ -45,20 +45,48 @@ def test_a_key_is_described_and_stands_in_all_options(key: str) -> None:
     get(yaml.safe_load((ROOT / "values/all-options.yaml").read_text()), key)
 
 
-def templates(part: str) -> str:
-    """The source of all templates that see the values of a part."""
-    folders = [CHART / "templates", *([CHART / "charts" / part / "templates"] if part != "global" else [])]
-    if part == "global":
-        folders += [path / "templates" for path in (CHART / "charts").iterdir()]
-    return "".join(path.read_text() for folder in folders for path in sorted(folder.glob("**/*.*")))
+# What to change a key to, and others with it, where its default is what all-options has or shows nothing.
+OTHERWISE: dict[str, list[str]] = {
+    "bridge.enabled": ["bridge.enabled=false"],
+    "experiment.algorithm.custom": ["experiment.algorithm.name=ours", "experiment.algorithm.custom=true"],
+    "experiment.earlyStopping.algorithm": ["experiment.earlyStopping.algorithm=ours"],
+    "experiment.earlyStopping.enabled": ["experiment.earlyStopping.enabled=false"],
+    "experiment.enabled": ["experiment.enabled=false"],
+    "experiment.metricsCollector.customCollector": ["experiment.metricsCollector.customCollector.image=x"],
+    "experiment.nasConfig": ["experiment.nasConfig.graphConfig.numLayers=1"],
+    "experiment.seed": ["experiment.trainer.args.seed=null", "experiment.seed=true"],
+    "experiment.trialTemplate.configMap": ["experiment.trialTemplate.configMap.configMapName=x"],
+    "experiment.trialTemplate.trialParameters": ["experiment.trialTemplate.trialParameters.lr.reference=lr"],
+    "experiment.trialTemplate.trialSpec": ["experiment.trialTemplate.trialSpec.kind=Job"],
+    "global.claim.colocate": ["global.claim.accessMode=ReadWriteOnce", "global.claim.colocate=true"],
+    "global.claim.existing": ["global.claim.existing=theirs"],
+    "global.networkPolicy.enabled": ["global.networkPolicy.enabled=false"],
+    "global.image.tag": ["bridge.image.tag=", "global.image.tag=v9"],
+    "serving.enabled": ["serving.enabled=false"],
+    "serving.replicas": ["serving.autoscaling.enabled=false", "serving.replicas=7"],
+    "storage.enabled": ["storage.enabled=false"],
+}
+NEEDS_A_CLUSTER = {"global.checkCluster"}  # tests/chart/test_guards.py
 
 
-@pytest.mark.parametrize("key", sorted(keys(VALUES)))
-def test_a_key_is_read_by_a_template(key: str) -> None:
-    part, *names = key.split(".")
-    names = [name for name in names if name not in ("requests", "limits")]  # resources are handed on whole
-    singular = names[-1][:-1]  # of maxTrials, since Katib's is maxTrialCount
-    assert re.search(rf'\.{names[-1]}\b|"{names[-1]}"|"{singular}"', templates(part))
+def outcome(*settings: str, values: Object | None = None) -> str:
+    """What helm prints, objects or the chart's own refusal, for all-options with changes."""
+    given, stdin = words(values, settings) if values else words("all-options", ("batch.enabled=true", *settings))
+    result = run_helm("template", "x", str(CHART), *given, stdin=stdin)
+    assert result.returncode == 0 or "\nERROR: " in result.stderr, result.stderr
+    return result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("key", sorted(keys(VALUES) - NEEDS_A_CLUSTER))
+def test_a_key_changes_what_is_rendered_or_is_what_a_guard_tells_of(key: str) -> None:
+    if settings := OTHERWISE.get(key):
+        assert outcome(*settings) != outcome(*settings[:-1])
+    else:
+        values = yaml.safe_load((ROOT / "values/all-options.yaml").read_text())
+        values["batch"]["enabled"] = True
+        folder, name = key.rsplit(".", 1)
+        get(values, folder)[name] = get(VALUES, key)
+        assert outcome(values=values) != outcome()
 
 
 @pytest.mark.parametrize("part", sorted(VALUES))

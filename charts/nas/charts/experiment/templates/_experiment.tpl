@@ -4,6 +4,11 @@
 {{- printf "%s run %v" $spec (int .Values.run) | sha256sum | trunc 8 -}}
 {{- end }}
 
+{{/* What the names of scheduled searches begin with. */}}
+{{- define "experiment.base" -}}
+{{ .Values.name | default .Release.Name }}
+{{- end }}
+
 {{- define "experiment.name" -}}
 {{ .Values.name | default (printf "%s-%s" .Release.Name (include "experiment.hash" .)) }}
 {{- end }}
@@ -11,6 +16,35 @@
 {{/* The seed of the algorithm and of the trainer: another one for every search, the same for an unchanged one. */}}
 {{- define "experiment.seed" -}}
 {{ mod (include "experiment.hash" . | adler32sum | int64) 2147483647 }}
+{{- end }}
+
+{{/* The whole object. Takes a dict: root, the name and seed to put in, and if need be more labels and ownerReferences. */}}
+{{- define "experiment.object" -}}
+{{- $v := .root.Values -}}
+apiVersion: kubeflow.org/v1beta1
+kind: Experiment
+metadata:
+  {{- include "nas.metadata" . | nindent 2 }}
+  annotations:
+    nas/model: {{ $v.global.model | quote }}
+    nas/search: {{ include "experiment.hash" .root | quote }}
+    {{- if $v.onlyWhenDataChanges }}
+    nas/only-when-data-changes: "true"
+    {{- end }}
+    {{- with include "nas.compact" $v.annotations | fromJson }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  {{- with .ownerReferences }}
+  ownerReferences: {{- toYaml . | nindent 4 }}
+  {{- end }}
+spec:
+  {{- range $key := list "maxTrial" "parallelTrial" "maxFailedTrial" }}
+  {{- $count := get $v (printf "%ss" $key) }}
+  {{- if not (kindIs "invalid" $count) }}
+  {{ $key }}Count: {{ int $count }}
+  {{- end }}
+  {{- end }}
+  {{- include "experiment.immutable" . | fromYaml | toYaml | nindent 2 }}
 {{- end }}
 
 {{/* The spec without what may be edited. Takes a dict: root, and the name and seed to put in. */}}

@@ -1,0 +1,144 @@
+"""What a CronJob of the chart runs: create the next Experiment, and follow it until it is over.
+
+The template is the Experiment that the chart renders, as JSON, with @NAME@, @SEED@, @JOB@ and @UID@ where values go.
+The Experiment belongs to the Job (NAS_JOB, NAS_JOB_UID) that this process is a pod of: a pod that is started again
+finds it, and Kubernetes removes it with the Job. The right to create and to read Experiments is all that is needed.
+"""
+
+import argparse
+import contextlib
+import datetime
+import json
+import os
+import ssl
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import zlib
+from pathlib import Path
+from typing import Any
+
+from modelkit.store import Store
+
+ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+POLL = 5.0  # seconds between two looks at the search
+FAILED, AGAIN = 1, 75  # exit statuses: the search failed or was refused; the API server may answer another time
+
+
+class Experiments:
+    """The Experiments of this pod's namespace. Every call raises OSError when the API server can't be asked."""
+
+    def __init__(self, account: Path = ACCOUNT) -> None:
+        host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"]
+        place = f"[{host}]" if ":" in host else host
+        namespace = (account / "namespace").read_text()
+        self._url = f"https://{place}:{port}/apis/kubeflow.org/v1beta1/namespaces/{namespace}/experiments"
+        self._account, self._trust = account, ssl.create_default_context(cafile=str(account / "ca.crt"))
+
+    def get(self, path: str = "") -> dict[str, Any]:
+        """What is at `path` below the Experiments: a name, or a query."""
+        return self._ask(urllib.request.Request(self._url + path))
+
+    def create(self, experiment: dict[str, Any]) -> None:
+        """Raises urllib.error.HTTPError when the API server or Katib's webhook refuses it."""
+        data, kind = json.dumps(experiment).encode(), {"Content-Type": "application/json"}
+        self._ask(urllib.request.Request(self._url, data, kind))
+
+    def _ask(self, request: urllib.request.Request) -> dict[str, Any]:
+        token = (self._account / "token").read_text()  # it is renewed while the pod runs
+        request.add_header("Authorization", f"Bearer {token}")
+        with urllib.request.urlopen(request, context=self._trust, timeout=30) as answer:
+            found: dict[str, Any] = json.load(answer)
+        return found
+
+
+def outcome(experiment: dict[str, Any]) -> tuple[str, str]:
+    """How an Experiment ended and why: ("Succeeded" or "Failed", reason); ("", "") while it runs."""
+    for condition in experiment.get("status", {}).get("conditions", []):
+        if condition["type"] in ("Succeeded", "Failed") and condition["status"] == "True":
+            return condition["type"], condition.get("message") or condition.get("reason", "")
+    return "", ""
+
+
+def next_experiment(template: str, base: str, now: datetime.datetime, job: str, uid: str) -> dict[str, Any]:
+    """The Experiment BASE-YYYYMMDD-HHMM (UTC), owned by the Job `job`, with a seed of its own."""
+    name = f"{base}-{now:%Y%m%d-%H%M}"
+    values = {"@NAME@": name, "@SEED@": str(zlib.adler32(name.encode()) % (2**31 - 1)), "@JOB@": job, "@UID@": uid}
+    for placeholder, value in values.items():
+        template = template.replace(placeholder, value)
+    experiment: dict[str, Any] = json.loads(template)
+    return experiment
+
+
+def _choose(api: Experiments, template: str, args: argparse.Namespace) -> str | None:
+    """The name of the Experiment to follow, created unless this Job has one; None when there is nothing to do."""
+    job, uid = os.environ["NAS_JOB"], os.environ["NAS_JOB_UID"]
+    mine = api.get("?labelSelector=" + urllib.parse.quote(f"nas/job={uid}"))["items"]
+    if mine:
+        name: str = mine[0]["metadata"]["name"]
+        print(f"{name} is there: following it", flush=True)
+        return name
+    experiment = next_experiment(template, args.base, datetime.datetime.now(datetime.UTC), job, uid)
+    model = experiment["metadata"]["annotations"]["nas/model"]
+    if args.data_digest:
+        digest = args.data_digest.read_text().split()[-1]
+        if Store(args.root, model).has_seen(digest):
+            print(f"no search: a model of {model} has learned from this data ({digest}) already", flush=True)
+            return None
+    for other in api.get()["items"]:
+        if other["metadata"].get("annotations", {}).get("nas/model") == model and not outcome(other)[0]:
+            print(f"no search: {other['metadata']['name']} still runs", flush=True)
+            return None
+    api.create(experiment)
+    name = experiment["metadata"]["name"]
+    print(f"{name} is created", flush=True)
+    return name
+
+
+def _follow(api: Experiments, name: str) -> int:
+    told = ""
+    while True:
+        experiment = api.get(f"/{name}")
+        status = experiment.get("status", {})
+        best = status.get("currentOptimalTrial", {}).get("observation", {}).get("metrics") or []
+        metric = experiment["spec"]["objective"]["objectiveMetricName"]
+        reached = [f"{m['name']}={m.get('latest') or m.get('max')}" for m in best if m["name"] == metric]
+        line = f"{status.get('trials', 0)} trials, {status.get('trialsRunning', 0)} of them running"
+        line = ", best so far ".join([line, *reached])
+        if line != told:
+            print(line, flush=True)
+            told = line
+        how, why = outcome(experiment)
+        if how:
+            print(f"{name}: {how}: {why}", flush=True)
+            return 0 if how == "Succeeded" else FAILED
+        time.sleep(POLL)
+
+
+def main(argv: list[str] | None = None, api: Experiments | None = None) -> int:
+    """The exit status: 0 for a search that succeeded or wasn't needed, FAILED, or AGAIN."""
+    parser = argparse.ArgumentParser(prog="python3 -m modelkit.schedule", description=__doc__)
+    parser.add_argument("template", type=Path, help="the Experiment as JSON, with placeholders")
+    parser.add_argument("--base", required=True, help="what the Experiment's name begins with")
+    parser.add_argument("--root", type=Path, default=Path("/model"), help="the store's folder (default: %(default)s)")
+    parser.add_argument("--data-digest", type=Path, help="a file: skip the search if a model learned from these data")
+    args = parser.parse_args(argv)
+    try:
+        api = api or Experiments()
+        name = _choose(api, args.template.read_text(), args)
+        return _follow(api, name) if name else 0
+    except urllib.error.HTTPError as error:
+        told = error.read().decode(errors="replace")
+        with contextlib.suppress(ValueError, KeyError):
+            told = json.loads(told)["message"]
+        print(f"error: the API server answers {error.code}: {told}", file=sys.stderr)
+        return FAILED if 400 <= error.code < 500 and error.code != 429 else AGAIN
+    except OSError as error:
+        print(f"error: the API server can't be asked: {error}", file=sys.stderr)
+        return AGAIN
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""The schedule for real: a night is a minute here."""
+
+from collections.abc import Callable
+
+from release import Object, Release, ended, holds, until
+
+
+def searches(release: Release) -> list[Object]:
+    return release.get("experiments", "--selector=nas/job")
+
+
+def jobs(release: Release) -> list[Object]:
+    """The schedule's Jobs that are over."""
+    return [j for j in release.get("jobs", "--selector=app.kubernetes.io/name=schedule") if holds(j, "Complete")]
+
+
+def said(release: Release, job: Object) -> str:
+    return release.kubectl("logs", f"job/{job['metadata']['name']}", "--container=schedule")
+
+
+def test_the_schedule_searches_and_looks_first_whether_there_is_anything_new(
+    new_release: Callable[..., Release],
+) -> None:
+    release = new_release().install(
+        experiment__schedule="* * * * *",
+        experiment__maxTrials=1,
+        experiment__parallelTrials=1,
+        experiment__maxFailedTrials=1,
+        experiment__trainer__args__epochs=1,
+        experiment__cronJob__successfulJobsHistoryLimit=1,
+    )
+    release.wait_for_search()
+    until(lambda: searches(release), "the first scheduled search")
+    until(lambda: jobs(release), "its end")
+    (night,) = [e for e in searches(release) if ended(e)][:1]
+    name = night["metadata"]["name"]
+    assert name.startswith("iris-nas-20")
+    assert name in {event["trial"].split("/")[0] for event in release.history}
+    first = jobs(release)[0]
+    assert "is created" in said(release, first)
+    assert f"{name}: Succeeded" in said(release, first)
+
+    release.upgrade(experiment__onlyWhenDataChanges=True)
+    until(lambda: jobs(release) and "no search: a model of iris" in said(release, jobs(release)[-1]), "a night off")
+    until(lambda: not searches(release), "the old search to go with its Job")
+    assert len(release.store("list").splitlines()) > 1  # its models are still there
+
+    release.upgrade(experiment__cronJob__suspend=True)
+    (cron,) = release.get("cronjobs")
+    assert cron["spec"]["suspend"] is True
+
+
+def test_the_schedules_account_may_do_nothing_but_create_and_read_experiments(
+    new_release: Callable[..., Release],
+) -> None:
+    release = new_release().install(experiment__schedule="@yearly", experiment__enabled=True)
+    account = f"--as=system:serviceaccount:{release.namespace}:iris-nas-schedule"
+
+    def may(*words: str) -> bool:
+        return release.kubectl("auth", "can-i", *words, account, check=False).strip() == "yes"
+
+    assert may("create", "experiments")
+    assert may("list", "experiments")
+    for words in (("delete", "experiments"), ("patch", "experiments"), ("get", "secrets"), ("create", "pods")):
+        assert not may(*words)
+    assert not may("create", "experiments", "--namespace=default")

@@ -1,0 +1,139 @@
+"""The pod of the chart's CronJob: it creates the next Experiment once, follows it, and says why when it doesn't."""
+
+import io
+import json
+import urllib.error
+from collections.abc import Callable
+from email.message import Message
+from pathlib import Path
+from typing import Any
+
+import pytest
+from modelkit import schedule
+
+TEMPLATE = {
+    "metadata": {
+        "name": "@NAME@",
+        "labels": {"nas/job": "@UID@"},
+        "annotations": {"nas/model": "iris"},
+        "ownerReferences": [{"kind": "Job", "name": "@JOB@", "uid": "@UID@"}],
+    },
+    "spec": {"objective": {"objectiveMetricName": "accuracy"}, "args": ["--seed=@SEED@"]},
+}
+Experiment = dict[str, Any]
+
+
+class Api(schedule.Experiments):
+    """The API server's Experiments, which end as `end` says as soon as they are looked at."""
+
+    def __init__(self, end: str = "Succeeded") -> None:
+        self.items: list[Experiment] = []
+        self.end = end
+        self.error: Exception | None = None
+
+    def get(self, path: str = "") -> Experiment:
+        if self.error:
+            raise self.error
+        if path.startswith("/"):
+            (found,) = [item for item in self.items if item["metadata"]["name"] == path[1:]]
+            return over(found, self.end)
+        uid = path.rpartition("%3D")[2]
+        return {"items": [i for i in self.items if not path or i["metadata"]["labels"].get("nas/job") == uid]}
+
+    def create(self, experiment: Experiment) -> None:
+        self.items.append(experiment)
+
+
+def over(experiment: Experiment, how: str) -> Experiment:
+    experiment["status"] = {
+        "trials": 3,
+        "trialsRunning": 0,
+        "currentOptimalTrial": {"observation": {"metrics": [{"name": "accuracy", "latest": "0.97"}]}},
+        "conditions": [{"type": "Running", "status": "False"}, {"type": how, "status": "True", "message": "enough"}],
+    }
+    return experiment
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    monkeypatch.setenv("NAS_JOB", "night-1")
+    monkeypatch.setenv("NAS_JOB_UID", "u-1")
+    template = tmp_path / "experiment.json"
+    template.write_text(json.dumps(TEMPLATE))
+
+    def start(api: Api, *words: str) -> int:
+        return schedule.main([str(template), "--base=iris-nas", f"--root={tmp_path}", *words], api)
+
+    return start
+
+
+def test_a_search_is_created_for_the_job_and_followed_to_its_end(
+    run: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    api = Api()
+    assert run(api) == 0
+    (made,) = api.items
+    assert made["metadata"]["ownerReferences"] == [{"kind": "Job", "name": "night-1", "uid": "u-1"}]
+    name = made["metadata"]["name"]
+    assert name.startswith("iris-nas-2")
+    assert len(name) == len("iris-nas-YYYYMMDD-HHMM")
+    assert "@" not in json.dumps(made)
+    said = capsys.readouterr().out
+    assert "3 trials, 0 of them running, best so far accuracy=0.97" in said
+    assert f"{name}: Succeeded: enough" in said
+
+
+def test_each_night_has_another_name_and_another_seed() -> None:
+    nights = [
+        schedule.next_experiment(json.dumps(TEMPLATE), "iris", schedule.datetime.datetime(2026, 1, day, 2), "j", "u")
+        for day in (1, 2)
+    ]
+    assert [night["metadata"]["name"] for night in nights] == ["iris-20260101-0200", "iris-20260102-0200"]
+    assert nights[0]["spec"]["args"] != nights[1]["spec"]["args"]
+
+
+def test_a_pod_that_is_started_again_follows_the_search_that_is_there(run: Callable[..., int]) -> None:
+    api = Api()
+    assert (run(api), run(api)) == (0, 0)
+    assert len(api.items) == 1
+
+
+def test_no_search_begins_while_one_for_the_same_model_runs(
+    run: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    api = Api()
+    running: Experiment = {"metadata": {"name": "iris-nas-1234", "labels": {}, "annotations": {"nas/model": "iris"}}}
+    api.items = [running]
+    assert run(api) == 0
+    assert api.items == [running]
+    assert "no search: iris-nas-1234 still runs" in capsys.readouterr().out
+    api.items = [over(running, "Failed")]
+    assert run(api) == 0
+    assert len(api.items) == 2
+
+
+def test_a_failed_search_fails_the_job_for_good(run: Callable[..., int]) -> None:
+    assert run(Api("Failed")) == schedule.FAILED
+
+
+def refused(status: int) -> urllib.error.HTTPError:
+    body = io.BytesIO(json.dumps({"message": "the webhook says no"}).encode())
+    return urllib.error.HTTPError("https://api", status, "no", Message(), body)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "told"),
+    [
+        (refused(403), schedule.FAILED, "403: the webhook says no"),
+        (refused(500), schedule.AGAIN, "500: the webhook says no"),
+        (refused(429), schedule.AGAIN, "429: the webhook says no"),
+        (ConnectionRefusedError("nobody is there"), schedule.AGAIN, "can't be asked: nobody is there"),
+    ],
+)
+def test_what_another_try_may_mend_is_told_from_what_it_can_not(
+    run: Callable[..., int], capsys: pytest.CaptureFixture[str], error: Exception, status: int, told: str
+) -> None:
+    api = Api()
+    api.error = error
+    assert run(api) == status
+    assert told in capsys.readouterr().err
