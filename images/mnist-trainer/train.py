@@ -11,7 +11,6 @@ training images, the same for every trial, is the hold-out. CUDA is used where i
 Example: NAS_DATA=.nas/data python3 train.py --layers=2 --units=256 --lr=0.003 --epochs=20 --export-path=best
 """
 
-import contextlib
 import gzip
 import math
 import os
@@ -19,32 +18,15 @@ import struct
 import sys
 import zlib
 from argparse import Namespace
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import modelkit  # isort: skip - before torch: it settles the number of threads
+from modelkit import artifact, trial  # isort: skip - before numpy: it settles the number of threads
 import numpy as np
-import torch
-from modelkit import artifact, trial
-from torch import Tensor, nn
-from torch.nn import functional
 
 HOLDOUT = 6  # one training image in so many is held out
 SPLIT_SEED = 0  # the split belongs to the data, not to the trial, so that trials and searches compare
-AVERAGE = 0.998  # decay of the moving average, each step
-WARM_UP = 0.1  # of all steps
-ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "logistic": nn.Sigmoid, "identity": nn.Identity}
-SCHEDULES: dict[
-    str, Callable[[float], float]
-] = {  # the learning rate's share after the warm-up, by the part of the steps that is done
-    "linear": lambda done: 1 - done,
-    "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
-    "constant": lambda _: 1.0,
-}
+SCHEDULES = ("linear", "cosine", "constant")
 AUGMENTATIONS = ("none", "shift", "affine", "elastic")
-PIXELS, DEGREES, STRETCH, SHEAR = 2.0, 11.0, 0.12, 0.15  # affine: each drawn evenly up to so much, at --strength 1
-BEND, COARSE = 0.8, 6  # elastic: standard deviation in pixels of a displacement, on a grid of COARSE x COARSE points
 
 
 def read(folder: Path, part: str) -> tuple[artifact.Array, artifact.Array]:
@@ -72,176 +54,19 @@ def split(count: int) -> tuple[artifact.Array, artifact.Array]:
     return np.sort(order[count // HOLDOUT :]), np.sort(order[: count // HOLDOUT])
 
 
-class Network(nn.Sequential):
-    """[N, pixels] to logits [N, classes]."""
-
-    def __init__(self, args: Namespace, pixels: int, classes: int) -> None:
-        layers: list[nn.Module] = []
-        width = pixels
-        for _ in range(args.layers):
-            # Batch normalisation has a bias of its own.
-            layers += [nn.Linear(width, args.units, bias=False), nn.BatchNorm1d(args.units)]
-            layers.append(ACTIVATIONS[args.activation]())
-            if args.dropout:
-                layers.append(nn.Dropout(args.dropout))
-            width = args.units
-        super().__init__(*layers, nn.Linear(width, classes))
-
-
-def folded(network: Network, tensors: dict[str, Tensor]) -> list[tuple[artifact.Array, artifact.Array]]:
-    """(weights [in, out], bias [out]) of each layer, with `tensors` for the network's own; normalisation folded in."""
-    layers = []
-    for index, module in enumerate(network):
-        if isinstance(module, nn.Linear):
-            weight = tensors[f"{index}.weight"].double()
-            bias = tensors[f"{index}.bias"].double() if f"{index}.bias" in tensors else torch.zeros(len(weight))
-            after = f"{index + 1}."
-            if f"{after}running_var" in tensors:
-                mean, variance = tensors[f"{after}running_mean"].double(), tensors[f"{after}running_var"].double()
-                gain = tensors[f"{after}weight"].double() / (variance + nn.BatchNorm1d(1).eps).sqrt()
-                weight, bias = weight * gain[:, None], tensors[f"{after}bias"].double() - mean * gain
-            layers.append((weight.T.cpu().numpy(), bias.cpu().numpy()))
-    return layers
-
-
-def basis(height: int, width: int) -> Tensor:
-    """What maps of an image are sums of, [3 + COARSE², pixels]: x, y and 1, then a bump for each coarse point."""
-    y, x = torch.meshgrid(*((torch.arange(n) + 0.5) * 2 / n - 1 for n in (height, width)), indexing="ij")
-    bumps = functional.interpolate(torch.eye(COARSE**2).view(-1, 1, COARSE, COARSE), (height, width), mode="bicubic")
-    return torch.cat([torch.stack([x, y, torch.ones_like(x)]), bumps[:, 0]]).flatten(1)
-
-
-def distorted(images: Tensor, strength: float, maps: Tensor) -> Tensor:
-    """Images [N, height, width], each turned, stretched, sheared and moved by its own draw.
-
-    With all of `basis` as `maps` they are bent as well, as in Simard et al., "Best Practices for Convolutional Neural
-    Networks" (2003): smoothed noise there is noise on a coarse grid here, smooth by its interpolation.
-    """
-    count, height, width = images.shape
-    draw = (torch.rand(6, count, device=images.device) * 2 - 1) * strength
-    angle, shear, move = draw[0] * math.radians(DEGREES), draw[1] * SHEAR, draw[4:] * 2 * PIXELS
-    sine, cosine, x, y = angle.sin(), angle.cos(), 1 + draw[2] * STRETCH, 1 + draw[3] * STRETCH
-    to_x = [x * cosine, x * (shear * cosine - sine), move[0] / width]
-    to_y = [y * sine, y * (shear * sine + cosine), move[1] / height]
-    parts = torch.stack([torch.stack(to_x), torch.stack(to_y)]).transpose(1, 2)
-    bends = torch.randn(2, count, len(maps) - 3, device=images.device) * (strength * BEND * 2 / width)
-    where = (torch.cat([parts, bends], dim=2) @ maps).view(2, count, height, width)
-    return functional.grid_sample(images[:, None], torch.stack([*where], dim=3), align_corners=False)[:, 0]
-
-
-class Training:
-    """A network, its moving average and its optimiser on images uint8 [N, height, width] and labels [N]."""
-
-    def __init__(self, args: Namespace, images: artifact.Array, labels: artifact.Array, classes: int) -> None:
-        torch.manual_seed(args.seed)
-        torch.set_num_threads(modelkit.cpus())
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.args, self.size, self.pad = args, images.shape[1:], int(args.augmentation == "shift")
-        sample = images[::16]
-        self.mean, self.deviation = float(sample.mean()), float(sample.std()) or 1.0
-        padding = [(0, 0), (self.pad, self.pad), (self.pad, self.pad)]
-        self.images = torch.from_numpy(np.pad(images, padding)).to(device)
-        self.labels = torch.from_numpy(labels).to(device)
-        self.maps = basis(*self.size).to(device)[: None if args.augmentation == "elastic" else 3]
-        self.network = Network(args, math.prod(self.size), classes).to(device)
-        self.average = {k: v.clone() for k, v in self._tensors().items()}
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True
-        )
-        self.step, self.steps = 0, args.epochs * (len(images) // args.batch_size)
-        # bfloat16 has float32's range, so that no loss needs scaling; on CPUs it gains nothing for such networks.
-        on_cuda = device.type == "cuda"
-        self.precision: Any = torch.autocast("cuda", torch.bfloat16) if on_cuda else contextlib.nullcontext()
-
-    def _tensors(self) -> dict[str, Tensor]:
-        return {k: v for k, v in self.network.state_dict().items() if v.is_floating_point()}
-
-    def _rate(self) -> float:
-        """The learning rate of this step: up in a line, then down as the schedule says."""
-        warm = max(1, int(WARM_UP * self.steps))
-        share = SCHEDULES[self.args.schedule](max(0, self.step - warm) / max(1, self.steps - warm))
-        return float(self.args.lr * min((self.step + 1) / warm, share))
-
-    def _batch(self, rows: Tensor) -> Tensor:
-        """Augmented, standardised images [batch, pixels]."""
-        images = self.images.index_select(0, rows)
-        if self.pad:
-            top, left = torch.randint(2 * self.pad + 1, (2,)).tolist()
-            images = images[:, top : top + self.size[0], left : left + self.size[1]]
-        images = images.float()
-        if self.args.augmentation in ("affine", "elastic"):
-            images = distorted(images, self.args.strength, self.maps)
-        return images.sub_(self.mean).mul_(1 / self.deviation).flatten(1)
-
-    def epoch(self) -> float:
-        """Train one epoch; the mean cross-entropy of its steps."""
-        self.network.train()
-        values, averages = list(self._tensors().values()), list(self.average.values())
-        total = torch.zeros((), device=self.images.device)
-        count = len(self.images) // self.args.batch_size
-        order = torch.randperm(len(self.images))[: count * self.args.batch_size].to(self.images.device)
-        for rows in order.view(count, -1):
-            self.optimizer.param_groups[0]["lr"] = self._rate()
-            with self.precision:
-                logits = self.network(self._batch(rows))
-                loss = functional.cross_entropy(logits, self.labels[rows], label_smoothing=self.args.label_smoothing)
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
-            self.step += 1
-            # The average starts short, so that it isn't held back by the random beginning.
-            torch._foreach_lerp_(averages, values, 1 - min(AVERAGE, (1 + self.step) / (10 + self.step)))
-            total += loss.detach()
-        return float(total.item() / count)
-
-    def onnx(self, contract: artifact.Input, classes: list[str]) -> bytes:
-        """The averaged network, with preprocessing inside."""
-        layers, scale = folded(self.network, self.average), np.full(1, 1 / self.deviation)
-        return artifact.mlp(layers, self.args.activation, contract, classes, np.full(1, self.mean), scale)
-
-    def state(self) -> dict[str, artifact.Array]:
-        """All that the next epoch depends on."""
-        state = {f"network.{k}": v for k, v in self.network.state_dict().items()}
-        state |= {f"average.{k}": v for k, v in self.average.items()}
-        for index, entry in self.optimizer.state_dict()["state"].items():
-            state |= {f"optimizer.{index}.{k}": v for k, v in entry.items()}
-        state |= {"random": torch.get_rng_state(), "step": torch.tensor(self.step)}
-        if self.images.is_cuda:
-            state["random.cuda"] = torch.cuda.get_rng_state()
-        return {k: v.cpu().numpy() for k, v in state.items()}
-
-    def restore(self, state: dict[str, artifact.Array]) -> None:
-        def part(prefix: str) -> dict[str, Tensor]:
-            names = [name for name in state if name.startswith(prefix)]
-            return {name.removeprefix(prefix): torch.from_numpy(state[name]) for name in names}
-
-        self.network.load_state_dict(part("network."))
-        for name, tensor in part("average.").items():
-            self.average[name].copy_(tensor)
-        entries: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in part("optimizer.").items():
-            index, key = name.split(".")
-            entries.setdefault(int(index), {})[key] = tensor
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": entries})
-        torch.set_rng_state(torch.from_numpy(state["random"]))
-        if self.images.is_cuda and "random.cuda" in state:
-            torch.cuda.set_rng_state(torch.from_numpy(state["random.cuda"]))
-        self.step = int(state["step"])
-
-
 def arguments(words: list[str] | None = None) -> Namespace:
     parser = trial.argument_parser(__doc__)
     parser.add_argument("--layers", type=trial.at_least(1), required=True, help="hidden layers")
     parser.add_argument("--units", type=trial.at_least(1), required=True, help="units in each hidden layer")
     parser.add_argument("--lr", type=float, required=True, help="AdamW's highest learning rate")
-    parser.add_argument("--activation", choices=list(ACTIVATIONS), default="relu", help="default: %(default)s")
+    parser.add_argument("--activation", choices=list(artifact.ACTIVATIONS), default="relu", help="default: %(default)s")
     parser.add_argument(
         "--batch-size", type=trial.at_least(2), default=128, help="images in a step (default: %(default)s)"
     )
     parser.add_argument("--dropout", type=float, default=0.1, help="default: %(default)s")
     parser.add_argument("--weight-decay", type=float, default=0.01, help="default: %(default)s")
     parser.add_argument("--label-smoothing", type=float, default=0.0, help="default: %(default)s")
-    parser.add_argument("--schedule", choices=list(SCHEDULES), default="linear", help="decay (default: %(default)s)")
+    parser.add_argument("--schedule", choices=SCHEDULES, default="linear", help="decay (default: %(default)s)")
     words_of = "shift: whole batches by a pixel; affine: each image; elastic: bent as well (default: %(default)s)"
     parser.add_argument("--augmentation", choices=AUGMENTATIONS, default="shift", help=words_of)
     parser.add_argument("--strength", type=float, default=1.0, help="of affine and elastic (default: %(default)s)")
@@ -257,19 +82,16 @@ def main() -> None:
     test_images, test_labels = read(folder, "t10k")
     if max(labels.max(), test_labels.max()) >= len(classes):
         sys.exit(f"error: {folder} has label {max(labels.max(), test_labels.max())}: --classes names {len(classes)}")
-    train, holdout = split(len(images))
-    training = Training(args, images[train], labels[train], len(classes))
     pixels = math.prod(images.shape[1:])
     contract = artifact.Input(dtype="uint8", shape=[pixels], image=list(images.shape[1:]))
+    train, holdout = split(len(images))
+    test = test_images.reshape(-1, pixels), test_labels
+    data = trial.Data(images.reshape(-1, pixels), labels, [holdout], test)
 
-    with trial.Trial(
-        args,
-        model=Path(args.data).name,
-        input=contract,
-        classes=classes,
-        validation=trial.Holdout(images[holdout].reshape(-1, pixels), labels[holdout]),
-        test=(test_images.reshape(-1, pixels), test_labels),
-    ) as run:
+    with trial.Trial(args, model=Path(args.data).name, input=contract, classes=classes, data=data) as run:
+        from network import Training  # takes seconds to import: not for a digest of the data
+
+        training = Training(args, images[train], labels[train], len(classes))
         if run.state:
             training.restore(run.state)
         for _ in run.epochs():

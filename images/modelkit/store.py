@@ -52,6 +52,7 @@ class Event(msgspec.Struct, omit_defaults=True):
     accuracy: float | None = None
     current_accuracy: float | None = None
     p_value: float | None = None
+    data_digest: str = ""
 
 
 class Gate(msgspec.Struct, frozen=True):
@@ -161,6 +162,14 @@ class Store:
                 with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
                     events.append(msgspec.json.decode(line, type=Event))
         return events
+
+    def has_seen(self, data_digest: str) -> bool:
+        """Whether a model that was ever offered, also one that is gone since, learned from that data."""
+        sought = data_digest.removeprefix("sha256:")
+        offered = (e for e in self.entries() if e.version or (e.folder / OFFERED).exists())
+        return any(event.data_digest == sought for event in self.history()) or any(
+            entry.manifest.data_digest == sought for entry in offered
+        )
 
     def verify(self) -> list[str]:
         """What is wrong with versions, CURRENT and PINNED: one sentence each, none when all is well."""
@@ -280,7 +289,7 @@ class Store:
 
     def _decide(self, challenger: artifact.Manifest, gate: Gate, ground: Ground | None) -> Event:
         event = Event(_now(), "promoted", challenger.digest, "the first model", previous=self.current())
-        event.accuracy = challenger.metrics.validation.accuracy
+        event.accuracy, event.data_digest = challenger.metrics.validation.accuracy, challenger.data_digest
         if self.pinned():
             event.event, event.reason = "recorded", "a version is pinned; `unpin` lets offers decide again"
             return event

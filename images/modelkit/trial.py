@@ -3,7 +3,7 @@
 parser = trial.argument_parser(__doc__)
 parser.add_argument("--units", type=int, required=True)
 args = parser.parse_args()
-with trial.Trial(args, model="iris", input=..., classes=..., validation=trial.Holdout(x, y)) as t:
+with trial.Trial(args, model="iris", input=..., classes=..., data=trial.Data(x, y, [held])) as t:
     for _ in t.epochs():
         ...                                     # train one epoch
         t.report(loss=loss, model=onnx_bytes, state={"weights": weights})
@@ -25,7 +25,7 @@ import types
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -48,21 +48,30 @@ class Terminated(BaseException):
     """SIGTERM or Ctrl-C came: offer what there is and leave."""
 
 
-class Holdout(msgspec.Struct, frozen=True):
-    """Validation rows [N, *shape] and class indices [N] that training never sees."""
+class Data(msgspec.Struct, frozen=True):
+    """What a trial learns from and is judged on: rows [N, *shape] and class indices [N].
+
+    `held` has the indices of the rows that are held out: one part is a hold-out; several, which together are all rows,
+    are the folds of a cross-validation. `test` (rows, class indices) chooses nothing.
+    """
 
     rows: Array
     labels: Array
-    estimator: ClassVar[Literal["holdout"]] = "holdout"
+    held: list[Array]
+    test: tuple[Array, Array] | None = None
 
+    @property
+    def estimator(self) -> Literal["holdout", "cv"]:
+        return "holdout" if len(self.held) == 1 else "cv"
 
-class CrossValidation(msgspec.Struct, frozen=True):
-    """All rows [N, *shape], class indices [N], and for each fold the indices of its held-out rows."""
-
-    rows: Array
-    labels: Array
-    folds: list[Array]
-    estimator: ClassVar[Literal["cv"]] = "cv"
+    @property
+    def digest(self) -> str:
+        """The sha256 of the rows, their labels, and how the metric is made of them. The test set isn't in it."""
+        hasher = hashlib.sha256(f"accuracy by {self.estimator}".encode())
+        for array in (self.rows, self.labels.astype(np.int64), *self.held):
+            hasher.update(f"{array.dtype.str}{array.shape}".encode())
+            hasher.update(np.ascontiguousarray(array).data)
+        return hasher.hexdigest()
 
 
 class Epoch(msgspec.Struct, frozen=True):
@@ -119,13 +128,17 @@ def argument_parser(description: str | None) -> argparse.ArgumentParser:
         default=0.05,
         help="against another search's model: how often luck may promote a trial (default: %(default)s)",
     )
+    common.add_argument("--data-digest", action="store_true", help="print the sha256 of the data and train nothing")
     return parser
 
 
 class _Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        words = sys.argv[1:] if args is None else args
-        return super().parse_known_args([_dashes(word) for word in words], namespace)
+        words = [_dashes(word) for word in (sys.argv[1:] if args is None else args)]
+        if "--data-digest" in words:  # which says nothing about a network
+            for action in self._actions:
+                action.required = False
+        return super().parse_known_args(words, namespace)
 
 
 def _dashes(word: str) -> str:
@@ -147,8 +160,9 @@ def at_least(lowest: int) -> Any:
 class Trial:
     """One trial, as a context manager around the training loop.
 
-    On leaving it scores the kept model on the `test` set (rows, class indices), once, and offers it to the store;
-    also on SIGTERM or Ctrl-C (exit status 143, 130). Errors a user can mend end the process with one line and status 1.
+    On leaving it scores the kept model on the test set, once, and offers it to the store; also on SIGTERM or Ctrl-C
+    (exit status 143, 130). Errors a user can mend end the process with one line and status 1. With `--data-digest` the
+    process ends here, so make it before anything that takes time.
     """
 
     def __init__(
@@ -158,20 +172,24 @@ class Trial:
         model: str,
         input: Input,  # noqa: A002 - the manifest's word
         classes: Sequence[str],
-        validation: Holdout | CrossValidation,
-        test: tuple[Array, Array] | None = None,
+        data: Data,
     ) -> None:
+        self._data_digest = data.digest
+        if args.data_digest:
+            print(f"sha256:{self._data_digest}")
+            sys.exit(0)
         self.folder: Path = args.export_path
         self.state: dict[str, Array] | None = None
         self.history: list[Epoch] = []
         self.best: Epoch | None = None
         self._args, self._input, self._classes = args, input, list(classes)
-        self._validation, self._test = validation, test
+        self._data = data
+        self._parts = [(data.rows[part], data.labels[part]) for part in data.held]
         self._place = _Place.of(self.folder)
         self._model = self._place.model if self._place else model
         common = {"epochs", "patience", "seed", "export_path", "promotion", "min_improvement", "significance"}
+        common.add("data_digest")
         self._parameters = {k: str(v) for k, v in vars(args).items() if k not in common}
-        self._data_digest = _data_digest(validation)
         self._fingerprint = json.dumps([self._parameters, args.seed, self._data_digest], sort_keys=True)
         self._folds: list[bytes] = []
         self._started = time.monotonic()
@@ -245,17 +263,11 @@ class Trial:
 
     def _score(self, model: bytes, folds: Sequence[bytes]) -> tuple[Scores, artifact.Outcomes]:
         """On the validation rows: a hold-out's by the model, each fold's by the model that never saw it."""
-        v = self._validation
-        if isinstance(v, Holdout):
-            parts, probabilities = [np.arange(len(v.labels))], [artifact.predict(model, v.rows)]
-        else:
-            parts = v.folds
-            probabilities = [artifact.predict(m, v.rows[part]) for m, part in zip(folds, parts, strict=True)]
-        right = np.zeros(len(v.labels), bool)
-        for part, p in zip(parts, probabilities, strict=True):
-            right[part] = p.argmax(axis=1) == v.labels[part]
-        scores = artifact.score(probabilities, [v.labels[part] for part in parts], v.estimator)
-        return scores, artifact.Outcomes.of(right)
+        models = [model] if len(self._parts) == 1 else folds
+        probabilities = [artifact.predict(m, rows) for m, (rows, _) in zip(models, self._parts, strict=True)]
+        labels = [part for _, part in self._parts]
+        right = np.concatenate([p.argmax(axis=1) == y for p, y in zip(probabilities, labels, strict=True)])
+        return artifact.score(probabilities, labels, self._data.estimator), artifact.Outcomes.of(right)
 
     def _keep(self, model: bytes, line: Epoch, scores: Scores, outcomes: artifact.Outcomes) -> None:
         place = self._place
@@ -286,7 +298,7 @@ class Trial:
             return
         manifest, data = artifact.read(self.folder)
         kept = artifact.load(self.folder, manifest.digest)
-        test = self._test_once(kept) if self._test else None
+        test = self._test_once(kept) if self._data.test else None
         metrics = artifact.Metrics(validation=manifest.metrics.validation, test=test)
         manifest = msgspec.structs.replace(manifest, metrics=metrics, epochs_run=len(self.history))
         artifact.save(self.folder, data, manifest)
@@ -303,11 +315,11 @@ class Trial:
             print(f"offered to the store: {event.event}, {event.reason}", flush=True)
 
     def _outcomes_of(self, model: artifact.Model) -> artifact.Outcomes:
-        return artifact.Outcomes.of(model.predict(self._validation.rows).argmax(axis=1) == self._validation.labels)
+        return artifact.Outcomes.of(np.concatenate([model.predict(x).argmax(axis=1) == y for x, y in self._parts]))
 
     def _test_once(self, kept: artifact.Model) -> Scores:
-        assert self._test
-        rows, labels = self._test
+        assert self._data.test
+        rows, labels = self._data.test
         probabilities = kept.predict(rows)
         evaluation = artifact.Evaluation.of(probabilities, rows, labels)
         files.write(self.folder / artifact.EVALUATION_FILE, msgspec.json.encode(evaluation), durable=False)
@@ -389,16 +401,6 @@ class _Place(msgspec.Struct, frozen=True):
 
 def _print_line(line: Epoch) -> None:
     print(f"epoch={line.epoch} loss={line.loss!r} accuracy={line.accuracy!r}", flush=True)
-
-
-def _data_digest(validation: Holdout | CrossValidation) -> str:
-    """Over the validation rows, their labels, and how the metric is made of them."""
-    folds = validation.folds if isinstance(validation, CrossValidation) else []
-    hasher = hashlib.sha256(b"accuracy, cv" if folds else b"accuracy, holdout")
-    for array in (validation.rows, validation.labels.astype(np.int64), *folds):
-        hasher.update(f"{array.dtype.str}{array.shape}".encode())
-        hasher.update(np.ascontiguousarray(array).tobytes())
-    return hasher.hexdigest()
 
 
 def _versions() -> dict[str, str]:

@@ -243,24 +243,13 @@ def main() -> None:
     features = [artifact.Feature(f.name, round(float(a), 3), round(float(b), 3), f.values) for f, a, b in ranges]
     contract = artifact.Input(dtype="float32", shape=[len(features)], features=features)
 
-    shares = [np.delete(np.arange(len(split.rows)), fold) for fold in split.folds]
-    learners = [Learner(args, contract, classes, split.rows[share], split.labels[share]) for share in shares]
-    validation: trial.Holdout | trial.CrossValidation
-    if len(split.folds) == 1:
-        validation = trial.Holdout(split.rows[split.folds[0]], split.labels[split.folds[0]])
-    else:
-        validation = trial.CrossValidation(split.rows, split.labels, split.folds)
-        learners.append(Learner(args, contract, classes, split.rows, split.labels))
-    trained = np.arange(len(split.rows)) if len(split.folds) > 1 else shares[0]
-
-    with trial.Trial(
-        args,
-        model="iris" if args.data == "iris" else Path(args.data).stem,
-        input=contract,
-        classes=classes,
-        validation=validation,
-        test=(split.test_rows, split.test_labels),
-    ) as run:
+    data = trial.Data(split.rows, split.labels, split.folds, (split.test_rows, split.test_labels))
+    name = "iris" if args.data == "iris" else Path(args.data).stem
+    with trial.Trial(args, model=name, input=contract, classes=classes, data=data) as run:
+        shares = [np.delete(np.arange(len(split.rows)), fold) for fold in split.folds]
+        if len(shares) > 1:
+            shares.append(np.arange(len(split.rows)))
+        learners = [Learner(args, contract, classes, split.rows[share], split.labels[share]) for share in shares]
         if run.state:
             for number, learner in enumerate(learners):
                 learner.restore({name: run.state[f"{number}.{name}"] for name in ("tensors", "key", "counters")})
@@ -269,8 +258,8 @@ def main() -> None:
                 learner.epoch()
             *folds, model = (learner.onnx() for learner in learners)
             state = {f"{n}.{name}": a for n, learner in enumerate(learners) for name, a in learner.state().items()}
-            known = artifact.predict(model, split.rows[trained])
-            loss = artifact.score([known], [split.labels[trained]], "holdout").loss
+            known = artifact.predict(model, split.rows[shares[-1]])
+            loss = artifact.score([known], [split.labels[shares[-1]]], "holdout").loss
             run.report(loss=loss, model=model, folds=folds, state=state)
 
 

@@ -88,7 +88,7 @@ y = (x @ [1.0, -2.0] + random.normal(size=400) > 0).astype(int)
 contract = artifact.Input(dtype="float32", shape=[2])
 with trial.Trial(
     args, model="demo", input=contract, classes=["no", "yes"],
-    validation=trial.Holdout(x[300:], y[300:]), test=(x[:50], y[:50]),
+    data=trial.Data(x, y, [np.arange(300, 400)], test=(x[:50], y[:50])),
 ) as run:
     weights = run.state["weights"] if run.state else np.random.default_rng(args.seed).normal(size=(2, 2))
     for epoch in run.epochs():

@@ -32,14 +32,23 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def trainer() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("mnist_trainer", SCRIPT)
+def module(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"mnist_{path.stem}", path)
     assert spec
     assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def trainer() -> ModuleType:
+    return module(SCRIPT)
+
+
+@pytest.fixture(scope="module")
+def network() -> ModuleType:
+    return module(SCRIPT.with_name("network.py"))
 
 
 def command(folder: Path, *words: str) -> list[str]:
@@ -83,32 +92,34 @@ def test_no_image_is_both_learned_from_and_held_out(trainer: ModuleType) -> None
 
 
 @pytest.mark.parametrize("activation", ["relu", "tanh", "logistic", "identity"])
-def test_the_file_computes_what_the_averaged_network_computes(data: Path, trainer: ModuleType, activation: str) -> None:
+def test_the_file_computes_what_the_averaged_network_computes(
+    data: Path, trainer: ModuleType, network: ModuleType, activation: str
+) -> None:
     images, labels = trainer.read(data / "mnist", "train")
     words = "--layers=3 --units=16 --lr=0.01 --batch-size=50 --epochs=3 --seed=1 --export-path=x"
     args = trainer.arguments([*words.split(), f"--activation={activation}"])
-    training = trainer.Training(args, images, labels, 10)
+    training = network.Training(args, images, labels, 10)
     training.epoch()
-    network = trainer.Network(args, 784, 10).eval()
-    network.load_state_dict(training.average, strict=False)
+    averaged = network.Network(args, 784, 10).eval()
+    averaged.load_state_dict(training.average, strict=False)
     rows = images[:100].reshape(100, -1)
     with torch.no_grad():
         standardised = (torch.from_numpy(rows.astype(np.float32)) - training.mean) / training.deviation
-        expected = network(standardised).softmax(dim=1).numpy()
+        expected = averaged(standardised).softmax(dim=1).numpy()
     contract = artifact.Input(dtype="uint8", shape=[784], image=[28, 28])
     onnx = training.onnx(contract, [str(digit) for digit in range(10)])
     np.testing.assert_allclose(artifact.predict(onnx, rows), expected, atol=1e-5)
 
 
-def test_distortion_moves_each_image_by_a_draw_of_its_own_and_keeps_it_recognisable(trainer: ModuleType) -> None:
+def test_distortion_moves_each_image_by_a_draw_of_its_own_and_keeps_it_recognisable(network: ModuleType) -> None:
     torch.manual_seed(0)
     image = torch.zeros(28, 28)
     image[8:20, 12:16] = 200
     copies = image.repeat(16, 1, 1)
-    maps = trainer.basis(28, 28)
+    maps = network.basis(28, 28)
     for used in (maps[:3], maps):
-        torch.testing.assert_close(trainer.distorted(copies, 0.0, used), copies, atol=0.01, rtol=0)
-        moved = trainer.distorted(copies, 1.0, used)
+        torch.testing.assert_close(network.distorted(copies, 0.0, used), copies, atol=0.01, rtol=0)
+        moved = network.distorted(copies, 1.0, used)
         assert len({tuple(one.flatten().tolist()) for one in moved}) == 16
         mass = moved.sum(dim=(1, 2)) / image.sum()
         assert mass.min() > 0.7
@@ -116,8 +127,8 @@ def test_distortion_moves_each_image_by_a_draw_of_its_own_and_keeps_it_recognisa
         y, x = torch.meshgrid(torch.arange(28.0), torch.arange(28.0), indexing="ij")
         for axis in (y, x):
             centre = (moved * axis).sum(dim=(1, 2)) / moved.sum(dim=(1, 2))
-            assert (centre - 13.5).abs().max() < trainer.PIXELS + 3
-    bent, straight = ((trainer.distorted(copies, 1.0, used) > 100).float() for used in (maps, maps[:3]))
+            assert (centre - 13.5).abs().max() < network.PIXELS + 3
+    bent, straight = ((network.distorted(copies, 1.0, used) > 100).float() for used in (maps, maps[:3]))
     assert bent.shape == straight.shape == copies.shape
 
 
@@ -130,11 +141,11 @@ def test_distorted_images_are_learned_from(data: Path, tmp_path: Path, words: li
 
 @pytest.mark.parametrize(("schedule", "middle", "end"), [("linear", 0.5, 0), ("cosine", 0.5, 0), ("constant", 1, 1)])
 def test_the_learning_rate_warms_up_and_falls_as_the_schedule_says(
-    data: Path, trainer: ModuleType, schedule: str, middle: float, end: float
+    data: Path, trainer: ModuleType, network: ModuleType, schedule: str, middle: float, end: float
 ) -> None:
     words = "--layers=1 --units=4 --lr=0.2 --batch-size=60 --epochs=10 --export-path=x"
     args = trainer.arguments([*words.split(), f"--schedule={schedule}"])
-    training = trainer.Training(args, *trainer.read(data / "mnist", "train"), 10)
+    training = network.Training(args, *trainer.read(data / "mnist", "train"), 10)
     rates = []
     for training.step in (0, 20, 110, 200):
         rates.append(training._rate() / 0.2)
@@ -198,3 +209,13 @@ def test_a_learning_rate_that_diverges_ends_the_trial_without_a_nan(data: Path, 
     assert result.returncode == 1
     assert "nan" not in result.stdout
     assert result.stderr.splitlines()[-1].startswith("error: ")
+
+
+def test_the_digest_of_the_data_needs_no_torch_and_is_the_manifests(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('torch is not for a digest')\n")
+    environment = os.environ | {"NAS_DATA": str(data), "PYTHONPATH": str(tmp_path)}
+    words = [sys.executable, str(SCRIPT), "--data-digest"]
+    told = subprocess.run(words, capture_output=True, text=True, timeout=60, env=environment)
+    assert (told.returncode, told.stderr) == (0, "")
+    train(data, tmp_path / "best", "--epochs=1")
+    assert told.stdout == f"sha256:{artifact.load(tmp_path / 'best').manifest.data_digest}\n"

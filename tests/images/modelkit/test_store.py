@@ -334,3 +334,22 @@ def test_verify_fails_for_a_store_that_is_not_whole(home: Store, trial_folder: F
 def test_a_store_without_the_model_is_not_called_whole(home: Store, capsys: pytest.CaptureFixture[str]) -> None:
     assert store.main(["verify", "--model", "demo", "--root", str(home.root)]) == 1
     assert "no model 'demo' in" in capsys.readouterr().err
+
+
+def test_data_that_an_offered_model_learned_from_was_seen_even_when_the_model_is_gone(
+    home: Store, trial_folder: Folder
+) -> None:
+    running = trial_folder("running", 0.7, data_digest="e" * 64)
+    assert not home.has_seen("d" * 64)
+    with files.locked(running / ".lock"):
+        home.offer(trial_folder("a", 0.8))
+        refused = home.offer(trial_folder("b", 0.9, data_digest="f" * 64))
+    assert refused.event == "refused"
+    assert home.has_seen("sha256:" + "d" * 64)
+    assert home.has_seen("f" * 64)
+    assert not home.has_seen("e" * 64), "it was never offered"
+    home.gc(older_than=0)
+    assert not [entry for entry in home.entries() if entry.manifest.trial == "b"]
+    assert home.has_seen("f" * 64)
+    (home.folder / "history.jsonl").unlink()
+    assert home.has_seen("d" * 64), "the current version still tells"

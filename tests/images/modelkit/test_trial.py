@@ -126,3 +126,14 @@ def test_an_epoch_as_accurate_as_the_best_at_a_lower_loss_is_an_improvement() ->
     assert trial.Epoch(epoch=2, loss=0.9, accuracy=0.33, validation_loss=1.0, seconds=0.1).better_than(best)
     assert not trial.Epoch(epoch=2, loss=0.9, accuracy=0.33, validation_loss=1.1, seconds=0.1).better_than(best)
     assert not trial.Epoch(epoch=2, loss=0.9, accuracy=0.32, validation_loss=0.5, seconds=0.1).better_than(best)
+
+
+def test_the_digest_of_the_data_is_told_without_training_and_is_the_manifests(
+    trainer: Trainer, folder: Path, tmp_path: Path
+) -> None:
+    told = run(trainer("--data-digest"))
+    assert (told.returncode, told.stderr) == (0, "")
+    run(trainer("--lr=1", f"--export-path={folder}", "--epochs=1"))
+    manifest = store.Store(tmp_path, "demo").load().manifest
+    assert told.stdout == f"sha256:{manifest.data_digest}\n"
+    assert run(trainer("--lr=1", f"--export-path={folder}", "--data_digest")).stdout == told.stdout
