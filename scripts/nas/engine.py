@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import yaml
 from modelkit import cpus, files
@@ -61,7 +60,6 @@ class Search(Progress):
         self._watcher = watcher
         self._waiting: list[Trial] = []  # of a resumed run: to be run again
         self._running: dict[int, _Process] = {}
-        self._exhausted = False
 
     def resume(self) -> None:
         """Take over what an interrupted run of the same Experiment recorded. Raises NasError for a broken record."""
@@ -75,47 +73,43 @@ class Search(Progress):
                     self.experiment.observe(line, trial.observation)
                 self.trials.append(trial)
 
-    def run(self) -> None:
-        """Run trials until the Experiment is complete or a signal interrupts it. Raises NasError, OSError."""
+    def run(self, first: dict[str, str] | None = None) -> None:
+        """Run trials, of `first` before all others, until the Experiment is complete or a signal interrupts it.
+
+        Raises NasError, OSError.
+        """
         earlier = [(t.assignments, self._told(t)) for t in self.trials + self._waiting]
-        self._suggester = Suggester(self.experiment, earlier)
+        self._suggester = Suggester(self.experiment, earlier, first)
         for name in ("trials", "logs"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         try:
-            lock = files.locked(self.folder / ".lock", wait=0)
-            lock.__enter__()
+            with files.locked(self.folder / ".lock", wait=0):
+                self._judge()
+                self._record()
+                with _Signals() as signals, selectors.DefaultSelector() as selector:
+                    selector.register(signals.reader, selectors.EVENT_READ)
+                    self._loop(selector, signals)
+                if not self.interrupted and self.state == "Running":
+                    self.state, self.reason = "Succeeded", "the search space is exhausted"
+                self._record()
         except files.LockError as error:
             raise NasError(f"experiment {self.experiment.name} is already running: {error}") from error
-        try:
-            self._judge()
-            self._record()
-            with _Signals() as signals, selectors.DefaultSelector() as selector:
-                selector.register(signals.reader, selectors.EVENT_READ)
-                try:
-                    while True:
-                        self._fill(selector)
-                        if not self._running:
-                            break
-                        self._serve(selector, signals)
-                finally:
-                    for process in self._running.values():  # only when something here broke
-                        process.order("kill")
-                        process.popen.wait()
-            if not self.interrupted and self.state == "Running":
-                self._complete("Succeeded", "the search space is exhausted")
-            self._record()
-        finally:
-            lock.__exit__(None, None, None)
 
-    # The loop
+    def _loop(self, selector: selectors.BaseSelector, signals: "_Signals") -> None:
+        try:
+            self._fill(selector)
+            while self._running:
+                self._serve(selector, signals)
+                self._fill(selector)
+        finally:
+            for process in self._running.values():  # only when something here broke
+                process.order("kill")
+                process.popen.wait()
 
     def _fill(self, selector: selectors.BaseSelector) -> None:
-        while (
-            self.state == "Running"
-            and not self.interrupted
-            and len(self._running) < self.experiment.parallel
-            and (trial := self._next()) is not None
-        ):
+        while self.state == "Running" and not self.interrupted and len(self._running) < self.experiment.parallel:
+            if (trial := self._next()) is None:
+                return
             self.trials.append(trial)
             self._start(trial, selector)
             self._watcher.started(trial)
@@ -125,16 +119,11 @@ class Search(Progress):
             trial = self._waiting.pop(0)
             trial.observation = Observation()
             return trial
-        if len(self.trials) >= self.experiment.max_trials or self._exhausted:
+        if len(self.trials) >= self.experiment.max_trials or (suggestion := self._suggester.ask()) is None:
             return None
-        suggestion = self._suggester.ask()
-        if suggestion is None:
-            self._exhausted = True
-            return None
-        number, assignments = suggestion
         suffix = "".join(random.choices(string.ascii_lowercase + string.digits, k=8))
         rule = self.experiment.rule([t.observation for t in self.trials if t.state == "Succeeded"])
-        return Trial(f"{self.experiment.name}-{suffix}", assignments, rule, number)
+        return Trial(f"{self.experiment.name}-{suffix}", suggestion[1], rule, suggestion[0])
 
     def _start(self, trial: Trial, selector: selectors.BaseSelector) -> None:
         trial.started, trial.attempts = time.time(), trial.attempts + 1
@@ -217,18 +206,15 @@ class Search(Progress):
 
     def _judge(self) -> None:
         """Katib's order: the goal, then too many failures, then enough trials."""
-        best, done = self.best, [t for t in self.trials if t.state != "Running"]
+        failed, done = sum(t.failed for t in self.trials), sum(t.state != "Running" for t in self.trials)
         if self.state != "Running":
             return
-        if best and self.experiment.reached(self.experiment.value(best.observation)):
-            self._complete("Succeeded", "the goal is reached")
-        elif sum(t.failed for t in done) >= max(1, self.experiment.max_failed):
-            self._complete("Failed", f"{sum(t.failed for t in done)} trials failed, which is the limit")
-        elif len(done) >= self.experiment.max_trials:
-            self._complete("Succeeded", "all trials are done")
-
-    def _complete(self, state: Literal["Succeeded", "Failed"], reason: str) -> None:
-        self.state, self.reason = state, reason
+        if self.best and self.experiment.reached(self.experiment.value(self.best.observation)):
+            self.state, self.reason = "Succeeded", "the goal is reached"
+        elif failed >= max(1, self.experiment.max_failed):
+            self.state, self.reason = "Failed", f"{failed} trials failed, which is the limit"
+        elif done >= self.experiment.max_trials:
+            self.state, self.reason = "Succeeded", "all trials are done"
 
     # The record, as `kubectl get -o yaml` would show it
 
@@ -236,19 +222,13 @@ class Search(Progress):
         experiment = self.experiment
         spec: Manifest = {
             "objective": experiment.manifest["spec"]["objective"],
-            "parameterAssignments": [{"name": k, "value": v} for k, v in trial.assignments.items()],
+            "parameterAssignments": _pairs(trial.assignments),
             "runSpec": experiment.job(trial.name, trial.assignments),
         }
-        if trial.rule:
+        if rule := trial.rule:
             comparison = "less" if experiment.maximize else "greater"
-            spec["earlyStoppingRules"] = [
-                {
-                    "name": experiment.metric,
-                    "value": repr(trial.rule.value),
-                    "comparison": comparison,
-                    "startStep": trial.rule.start_step,
-                }
-            ]
+            told = {"name": experiment.metric, "value": repr(rule.value), "comparison": comparison}
+            spec["earlyStoppingRules"] = [{**told, "startStep": rule.start_step}]
         status: Manifest = {"startTime": _stamp(trial.started), "conditions": [_condition(trial.state, trial.message)]}
         if trial.ended is not None:
             status["completionTime"] = _stamp(trial.ended)
@@ -263,15 +243,12 @@ class Search(Progress):
             names.setdefault(trial.state, []).append(trial.name)
         status: Manifest = {"startTime": _stamp(self.started), "trials": len(self.trials)}
         for state, of_state in names.items():
-            key = state[0].lower() + state[1:]
             status[f"trials{state}" if state != "MetricsUnavailable" else "trialMetricsUnavailable"] = len(of_state)
-            status[f"{key}TrialList"] = of_state
+            status[f"{state[0].lower()}{state[1:]}TrialList"] = of_state
         if best := self.best:
-            status["currentOptimalTrial"] = {
-                "bestTrialName": best.name,
-                "parameterAssignments": [{"name": k, "value": v} for k, v in best.assignments.items()],
-                "observation": {"metrics": _metrics(best.observation)},
-            }
+            observation = {"metrics": _metrics(best.observation)}
+            told = {"parameterAssignments": _pairs(best.assignments), "observation": observation}
+            status["currentOptimalTrial"] = {"bestTrialName": best.name, **told}
         reason = INTERRUPTED if self.interrupted and self.state == "Running" else f"Experiment{self.state}"
         status["conditions"] = [{**_condition(self.state, self.reason), "reason": reason}]
         if self.state != "Running":
@@ -301,9 +278,7 @@ class _Process:
 
     def read(self) -> list[str] | None:
         """Whole lines printed since, None at the end."""
-        data = os.read(self.reader, 65536)
-        if not data and self._rest:
-            data = b"\n"
+        data = os.read(self.reader, 65536) or (b"\n" if self._rest else b"")
         if not data:
             return None
         *lines, self._rest = (self._rest + data).split(b"\n")
@@ -404,6 +379,10 @@ def _condition(state: str, message: str) -> Manifest:
     now = _stamp(time.time())
     condition = {"type": state, "status": "True", "lastUpdateTime": now, "lastTransitionTime": now}
     return condition | ({"message": message} if message else {})
+
+
+def _pairs(assignments: dict[str, str]) -> list[Manifest]:
+    return [{"name": name, "value": value} for name, value in assignments.items()]
 
 
 def _metrics(observation: Observation) -> list[Manifest]:

@@ -8,7 +8,7 @@ from modelkit import artifact, files
 from modelkit.store import Gate, Store, StoreError, explain
 from rich.console import Console
 
-from nas import bridge, chart, data, frameworks
+from nas import bridge, chart, data, fetch
 from nas.engine import Places, Search, image_folder, load, recorded
 from nas.errors import NasError
 from nas.experiment import Experiment
@@ -29,7 +29,7 @@ def run(root: Path, home: Path, values: str, number: int | None, resume: bool, s
     if not experiment.model:
         raise NasError(f"the Experiment of {path} doesn't say which model it makes: set global.model")
     image = image_folder(experiment, places)
-    frameworks.ensure(image)
+    fetch.ensure(image)
     _data(experiment, image, places)
     store = Store(places.store, experiment.model)
     _check(store)
