@@ -122,7 +122,7 @@ def run(
     print(f"target: {chosen} ({why})", flush=True)
     if chosen is Target.LOCAL:
         if every:
-            local.repeat(ROOT, _home(), values, interval, settings or [])
+            raise typer.Exit(local.repeat(ROOT, _home(), values, interval, settings or []))
         raise typer.Exit(local.run(ROOT, _home(), values, number, resume, settings or []))
     if resume or every:
         raise NasError(

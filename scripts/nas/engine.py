@@ -1,11 +1,10 @@
 """Run a Katib Experiment on this machine: its trials as processes, Katib's rules, the same objects as a record."""
 
-import contextlib
+import asyncio
 import datetime
 import os
 import random
 import re
-import selectors
 import shlex
 import signal
 import string
@@ -59,7 +58,7 @@ class Search(Progress):
         self.interrupted = 0
         self._watcher = watcher
         self._waiting: list[Trial] = []  # of a resumed run: to be run again
-        self._running: dict[int, _Process] = {}
+        self._running: list[asyncio.subprocess.Process] = []
 
     def resume(self) -> None:
         """Take over what an interrupted run of the same Experiment recorded. Raises NasError for a broken record."""
@@ -86,33 +85,41 @@ class Search(Progress):
             with files.locked(self.folder / ".lock", wait=0):
                 self._judge()
                 self._record()
-                with _Signals() as signals, selectors.DefaultSelector() as selector:
-                    selector.register(signals.reader, selectors.EVENT_READ)
-                    self._loop(selector, signals)
+                asyncio.run(self._all())
                 if not self.interrupted and self.state == "Running":
                     self.state, self.reason = "Succeeded", "the search space is exhausted"
                 self._record()
         except files.LockError as error:
             raise NasError(f"experiment {self.experiment.name} is already running: {error}") from error
 
-    def _loop(self, selector: selectors.BaseSelector, signals: "_Signals") -> None:
+    async def _all(self) -> None:
+        """Keep as many trials running as may be."""
+        loop, tasks = asyncio.get_running_loop(), set[asyncio.Task[None]]()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._interrupt, number)
         try:
-            self._fill(selector)
-            while self._running:
-                self._serve(selector, signals)
-                self._fill(selector)
+            while True:
+                while self.state == "Running" and not self.interrupted and len(tasks) < self.experiment.parallel:
+                    if (trial := self._next()) is None:
+                        break
+                    self.trials.append(trial)
+                    tasks.add(asyncio.create_task(self._one(trial)))
+                    self._watcher.started(trial)
+                if not tasks:
+                    break
+                done, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
         finally:
-            for process in self._running.values():  # only when something here broke
-                process.order("kill")
-                process.popen.wait()
+            for process in list(self._running):  # only when something here broke
+                _order(process, "kill")
+                await process.wait()
 
-    def _fill(self, selector: selectors.BaseSelector) -> None:
-        while self.state == "Running" and not self.interrupted and len(self._running) < self.experiment.parallel:
-            if (trial := self._next()) is None:
-                return
-            self.trials.append(trial)
-            self._start(trial, selector)
-            self._watcher.started(trial)
+    def _interrupt(self, number: int) -> None:
+        order = "kill" if self.interrupted else f"stop {INTERRUPT_GRACE}"
+        self.interrupted = number
+        for process in self._running:
+            _order(process, order)
 
     def _next(self) -> Trial | None:
         if self._waiting:
@@ -125,64 +132,21 @@ class Search(Progress):
         rule = self.experiment.rule([t.observation for t in self.trials if t.state == "Succeeded"])
         return Trial(f"{self.experiment.name}-{suffix}", suggestion[1], rule, suggestion[0])
 
-    def _start(self, trial: Trial, selector: selectors.BaseSelector) -> None:
-        trial.started, trial.attempts = time.time(), trial.attempts + 1
+    async def _one(self, trial: Trial) -> None:
+        """A trial to its end; one that crashes starts again as often as `backoffLimit` says."""
         log = self.folder / "logs" / f"{trial.name}.log"
-        log.write_bytes(b"")
-        self._record_trial(trial)
-        process = _Process(trial, self.experiment, self.places, log)
-        self._running[process.reader] = process
-        selector.register(process.reader, selectors.EVENT_READ)
-
-    def _serve(self, selector: selectors.BaseSelector, signals: "_Signals") -> None:
-        deadlines = [p.deadline for p in self._running.values() if p.deadline is not None]
-        wait = max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
-        for key, _ in selector.select(wait):
-            if key.fd == signals.reader:
-                self._interrupt(signals.take())
-                continue
-            process = self._running[key.fd]
-            lines = process.read()
-            for line in lines or []:
-                self._heard(process, line)
-            if lines is None:
-                selector.unregister(key.fd)
-                del self._running[key.fd]
-                self._ended(process, selector)
-        for process in self._running.values():
-            if process.deadline is not None and time.monotonic() >= process.deadline:
-                process.late, process.deadline = True, None
-                process.order("kill")
-
-    def _interrupt(self, numbers: bytes) -> None:
-        again = bool(self.interrupted) or len(numbers) > 1
-        self.interrupted = numbers[0]
-        for process in self._running.values():
-            process.order("kill" if again else f"stop {INTERRUPT_GRACE}")
-
-    def _heard(self, process: "_Process", line: str) -> None:
-        trial = process.trial
-        if trial.state == "EarlyStopped":
-            return  # Katib's collector reads no further either
-        if self.experiment.metric not in self.experiment.observe(line, trial.observation):
-            return
-        if self.experiment.stops(trial.rule, trial.observation):
-            trial.state, trial.message = "EarlyStopped", "below the median of the trials that succeeded"
-            process.order(f"stop {STOP_GRACE}")
-        self._watcher.reported(trial)
-
-    def _ended(self, process: "_Process", selector: selectors.BaseSelector) -> None:
-        trial, status = process.trial, process.popen.wait()
-        process.close()
-        if self.interrupted and status != 0 and trial.state == "Running":
-            return  # stays Running in the record: a resumed run starts it again
-        crashed = status != 0 and trial.state == "Running" and not process.late
-        if crashed and trial.attempts <= self.experiment.backoff_limit:
+        trial.started = time.time()
+        for trial.attempts in range(1, self.experiment.backoff_limit + 2):
             trial.observation = Observation()
-            self._start(trial, selector)
-            return
+            log.write_bytes(b"")
+            self._record_trial(trial)
+            status = await self._process(trial, log)
+            if self.interrupted and status != 0 and trial.state == "Running":
+                return  # stays Running in the record: a resumed run starts it again
+            if status == 0 or trial.state != "Running":
+                break
         if trial.state == "Running":
-            trial.state, trial.message = self._verdict(process, status)
+            trial.state, trial.message = self._verdict(trial, status, log)
         trial.ended = time.time()
         if trial.number >= 0:
             self._suggester.tell(trial.number, self._told(trial))
@@ -191,14 +155,59 @@ class Search(Progress):
         self._record()
         self._watcher.ended(trial)
 
-    def _verdict(self, process: "_Process", status: int) -> tuple[State, str]:
-        if process.late:
-            return "Failed", f"it took longer than activeDeadlineSeconds ({self.experiment.deadline} s)"
+    async def _process(self, trial: Trial, log: Path) -> int:
+        """Run a trial once by its supervisor and hear what it prints; the exit status."""
+        command, environment = command_line(self.experiment, trial, self.places)
+        process = await asyncio.create_subprocess_exec(
+            *[sys.executable, "-I", "-S", str(Path(__file__).with_name("supervise.py")), str(log), command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            cwd=image_folder(self.experiment, self.places),
+            start_new_session=True,  # the terminal's Ctrl-C reaches this process alone, which then tells the trials
+        )
+        self._running.append(process)
+        if self.interrupted:
+            _order(process, f"stop {INTERRUPT_GRACE}")
+        loop, deadline = asyncio.get_running_loop(), self.experiment.deadline
+        late = loop.call_later(deadline, self._late, trial, process) if deadline else None
+        assert process.stdout is not None
+        rest = b""
+        while data := await process.stdout.read(65536):
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                self._heard(trial, process, line.decode(errors="replace"))
+        self._heard(trial, process, rest.decode(errors="replace"))
+        status = await process.wait()
+        self._running.remove(process)
+        if late:
+            late.cancel()
+        return status
+
+    def _late(self, trial: Trial, process: asyncio.subprocess.Process) -> None:
+        if trial.state == "Running":
+            trial.state = "Failed"
+            trial.message = f"it took longer than activeDeadlineSeconds ({self.experiment.deadline} s)"
+        _order(process, "kill")
+
+    def _heard(self, trial: Trial, process: asyncio.subprocess.Process, line: str) -> None:
+        if trial.state != "Running":
+            return  # Katib's collector reads no further either
+        if self.experiment.metric not in self.experiment.observe(line, trial.observation):
+            return
+        if self.experiment.stops(trial.rule, trial.observation):
+            trial.state, trial.message = "EarlyStopped", "below the median of the trials that succeeded"
+            _order(process, f"stop {STOP_GRACE}")
+        self._watcher.reported(trial)
+
+    def _verdict(self, trial: Trial, status: int, log: Path) -> tuple[State, str]:
+        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        said = f"{' | '.join(lines[-LOG_TAIL:]) or 'it printed nothing'} ({log})"
         if status != 0:
             how = f"killed by signal {status - 128}" if status > 128 else f"exit status {status}"
-            return "Failed", f"{how}: {process.tail()}"
-        if self.experiment.value(process.trial.observation) is None:
-            return "MetricsUnavailable", f"it printed no number for {self.experiment.metric}: {process.tail()}"
+            return "Failed", f"{how}: {said}"
+        if self.experiment.value(trial.observation) is None:
+            return "MetricsUnavailable", f"it printed no number for {self.experiment.metric}: {said}"
         return "Succeeded", ""
 
     def _told(self, trial: Trial) -> float | None:
@@ -256,72 +265,10 @@ class Search(Progress):
         _write(self.folder / "experiment.yaml", {**self.experiment.manifest, "status": status})
 
 
-class _Process:
-    """A running trial as its supervisor shows it: lines on a pipe, orders on another."""
-
-    def __init__(self, trial: Trial, experiment: Experiment, places: Places, log: Path) -> None:
-        self.trial, self.late, self._log = trial, False, log
-        self.deadline = time.monotonic() + experiment.deadline if experiment.deadline else None
-        command, environment = command_line(experiment, trial, places)
-        supervisor = Path(__file__).with_name("supervise.py")
-        self.popen = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(supervisor), str(log), command],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            cwd=image_folder(experiment, places),
-            start_new_session=True,  # the terminal's Ctrl-C reaches this process alone, which then tells the trials
-        )
-        assert self.popen.stdout is not None
-        self.reader = self.popen.stdout.fileno()
-        self._rest = b""
-
-    def read(self) -> list[str] | None:
-        """Whole lines printed since, None at the end."""
-        data = os.read(self.reader, 65536) or (b"\n" if self._rest else b"")
-        if not data:
-            return None
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        return [line.decode(errors="replace") for line in lines]
-
-    def order(self, words: str) -> None:
-        assert self.popen.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self.popen.stdin.write(f"{words}\n".encode())
-            self.popen.stdin.flush()
-
-    def tail(self) -> str:
-        """The end of what it printed, on one line, and where to read the rest."""
-        lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
-        return f"{' | '.join(lines[-LOG_TAIL:]) or 'it printed nothing'} ({self._log})"
-
-    def close(self) -> None:
-        for pipe in (self.popen.stdin, self.popen.stdout):
-            assert pipe is not None
-            with contextlib.suppress(BrokenPipeError):
-                pipe.close()
-
-
-class _Signals:
-    """SIGINT and SIGTERM as bytes on a pipe, so that the loop hears them in order with everything else."""
-
-    def __enter__(self) -> "_Signals":
-        self.reader, self._writer = os.pipe()
-        for end in (self.reader, self._writer):
-            os.set_blocking(end, False)
-        self._wakeup = signal.set_wakeup_fd(self._writer)
-        self._old = {n: signal.signal(n, lambda *_: None) for n in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def take(self) -> bytes:
-        return os.read(self.reader, 64)
-
-    def __exit__(self, *_: object) -> None:
-        signal.set_wakeup_fd(self._wakeup)
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-        os.close(self.reader)
-        os.close(self._writer)
+def _order(process: asyncio.subprocess.Process, words: str) -> None:
+    """Tell a trial's supervisor; one that is gone hears nothing."""
+    assert process.stdin is not None
+    process.stdin.write(f"{words}\n".encode())
 
 
 def image_folder(experiment: Experiment, places: Places) -> Path:
