@@ -1,5 +1,6 @@
 """The command line `nas`."""
 
+import datetime
 import hashlib
 import os
 import re
@@ -10,12 +11,20 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from modelkit import artifact, files, store
 from typer.core import TyperGroup
 
+from nas import artifacts, chart, data, fetch, images, local
+from nas import doctor as doctor_
+from nas import release as release_
 from nas.cluster import NAMESPACE, Cluster, ClusterError, Target, choose
+from nas.engine import Places
 from nas.errors import NasError
+from nas.report import history, write
+from nas.view import meter
 
 ROOT = Path(__file__).parents[2]
+HOME = Path(os.environ.get("NAS_HOME", ROOT / ".nas")).absolute()
 COMMANDS = "run watch serve batch report models data cluster doctor images artifacts helm"  # in the order of use
 
 
@@ -64,16 +73,12 @@ Tag = Annotated[str, typer.Option(help="Their tag.")]
 With = Annotated[str, typer.Option("--builder", help="docker, podman or buildah; default: the first that works.")]
 
 
-def _home() -> Path:
-    return Path(os.environ.get("NAS_HOME", ROOT / ".nas")).absolute()
-
-
 def _cluster(target: Target, namespace: str) -> Cluster:
     """The cluster a command is about. Raises ClusterError when `auto` finds none."""
     chosen, why = choose(target)
     if chosen is Target.LOCAL:
         raise ClusterError(f"no cluster to look at ({why}): --target cluster is the current kubeconfig context")
-    return Cluster(chosen, namespace, _home())
+    return Cluster(chosen, namespace, HOME)
 
 
 def _place(target: Target, namespace: str, release: str | None, model: str) -> tuple[Cluster | None, str]:
@@ -83,7 +88,7 @@ def _place(target: Target, namespace: str, release: str | None, model: str) -> t
     chosen, why = choose(target)
     if chosen is Target.LOCAL:
         return None, ""
-    cluster, release = Cluster(chosen, namespace, _home()), f"{model}-nas"
+    cluster, release = Cluster(chosen, namespace, HOME), f"{model}-nas"
     if target is Target.AUTO:
         try:
             cluster.values(release)
@@ -113,8 +118,6 @@ def run(
 
     Example: nas run iris --set experiment.maxTrials=6
     """
-    from nas import local
-
     interval = _seconds(every) if every else 0
     if every and (resume or number):
         raise NasError("--every starts new searches, each with a number of its own: leave --resume and --run out")
@@ -122,19 +125,18 @@ def run(
     print(f"target: {chosen} ({why})", flush=True)
     if chosen is Target.LOCAL:
         if every:
-            raise typer.Exit(local.repeat(ROOT, _home(), values, interval, settings or []))
-        raise typer.Exit(local.run(ROOT, _home(), values, number, resume, settings or []))
+            raise typer.Exit(local.repeat(ROOT, HOME, values, interval, settings or []))
+        raise typer.Exit(local.run(ROOT, HOME, values, number, resume, settings or []))
     if resume or every:
         raise NasError(
             "a cluster resumes a search by itself and repeats it by experiment.schedule: leave the option out"
         )
-    from nas import release as release_
 
     path = local.values_file(ROOT, values)
-    files = [ROOT / "values" / "microk8s.yaml", path] if chosen is Target.MICROK8S else [path]
-    cluster, asked = Cluster(chosen, namespace, _home()), [f"experiment.run={number}"] if number else []
+    given = [ROOT / "values" / "microk8s.yaml", path] if chosen is Target.MICROK8S else [path]
+    cluster, asked = Cluster(chosen, namespace, HOME), [f"experiment.run={number}"] if number else []
     name = release or local.release_name(path)
-    raise typer.Exit(release_.run(cluster, ROOT, _home(), name, files, [*(settings or []), *asked], build))
+    raise typer.Exit(release_.run(cluster, ROOT, HOME, name, given, [*(settings or []), *asked], build))
 
 
 def _seconds(text: str) -> int:
@@ -154,8 +156,6 @@ def watch(
 
     Example: nas watch iris-nas --target microk8s
     """
-    from nas import release as release_
-
     raise typer.Exit(release_.watch(_cluster(target, namespace), ROOT, release))
 
 
@@ -178,8 +178,6 @@ def serve(
     if cluster is None:
         _become("server/serve.py", "--model", model, "--host", host, "--port", str(port))
     else:
-        from nas import release as release_
-
         release_.serve(cluster, name, host, port)
 
 
@@ -205,26 +203,20 @@ def batch(
 
     Example: nas batch --model iris flowers.csv
     """
-    from modelkit.store import Store
-
-    from nas import data
-
     inputs = inputs or []
     cluster, name = _place(target, namespace, release, model)
     if cluster is not None:
-        from nas import release as release_
-
         settings = [f"format={form}", f"onError={on_error}", f"probabilities={str(probabilities).lower()}"]
         settings += [f"keep={{{','.join(keep)}}}"] if keep else []
-        release_.batch(cluster, ROOT, _home(), name, inputs, digest or "", settings, output, build, follow)
+        release_.batch(cluster, ROOT, HOME, name, inputs, digest or "", settings, output, build, follow)
         return
-    store = Store(_home() / "model", model)
-    digest = digest or store.current()
+    models = store.Store(HOME / "model", model)
+    digest = digest or models.current()
     if not inputs:
-        if digest and store.load(digest).manifest.input.image is None:
+        if digest and models.load(digest).manifest.input.image is None:
             how = f"make batch MODEL={model} ARGS=FILE.csv, or .venv/bin/nas batch --model {model} FILE.csv"
             raise NasError(f"{model} takes rows of a table, so name the files: {how}")
-        data.ensure("mnist", _home() / "data")
+        data.ensure("mnist", HOME / "data")
     words = ["--format", form, "--on-error", on_error, *(["--probabilities"] if probabilities else [])]
     words += ["--input", *map(str, inputs)] if inputs else []
     words += ["--keep", *keep] if keep else []
@@ -233,7 +225,7 @@ def batch(
         found = [path for given in inputs for path in sorted(given.parent.glob(given.name)) or [given]]
         states = [(str(path), path.stat().st_mtime_ns if path.exists() else 0) for path in found]
         key = hashlib.sha256(repr([words, states]).encode()).hexdigest()[:8]
-        output = _home() / "output" / model / f"{inputs[0].name.split('.')[0] if inputs else 'mnist-test'}-{key}"
+        output = HOME / "output" / model / f"{inputs[0].name.split('.')[0] if inputs else 'mnist-test'}-{key}"
     _become("batch/score.py", "--model", model, "--output", str(output), *words)
 
 
@@ -253,13 +245,9 @@ def report(
 
     Example: nas report --model mnist
     """
-    from nas import fetch
-
     fetch.ensure(ROOT / "scripts/nas/report")
-    from nas.engine import Places
-    from nas.report import history, write
 
-    write(history.here(Places(ROOT, _home()), model, experiment), form.value, output, _home() / "report")
+    write(history.here(Places(ROOT, HOME), model, experiment), form.value, output, HOME / "report")
 
 
 Action = StrEnum("Action", ["list", "show", "lineage", "history", "promote", "rollback", "unpin", "verify", "gc"])
@@ -296,13 +284,10 @@ def models(
     words += [f"--keep={keep}", f"--older-than={older_than}"] if action is Action.gc else []
     cluster, name = _place(target, namespace, release, model)
     if cluster:
-        from nas import release as release_
-
         raise typer.Exit(release_.models(cluster, ROOT, name, words))
-    from modelkit import store
 
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no error
-    raise typer.Exit(store.main(words, prog="nas models", root=_home() / "model"))
+    raise typer.Exit(store.main(words, prog="nas models", root=HOME / "model"))
 
 
 @data_app.command()
@@ -313,9 +298,7 @@ def mnist(
 
     Example: nas data mnist --from /media/usb/mnist
     """
-    from nas import data
-
-    print(f"mnist is in {data.ensure('mnist', _home() / 'data', folder)}")
+    print(f"mnist is in {data.ensure('mnist', HOME / 'data', folder)}")
 
 
 @app.command()
@@ -326,14 +309,11 @@ def doctor(values: Values = "iris", target: On = AUTO, namespace: Namespace = NA
 
     Example: nas doctor --target microk8s
     """
-    from nas import chart, images, local
-    from nas import doctor as doctor_
-
-    cluster = Cluster(target, namespace, _home()) if target is Target.MICROK8S else _cluster(target, namespace)
+    cluster = Cluster(target, namespace, HOME) if target is Target.MICROK8S else _cluster(target, namespace)
     path = local.values_file(ROOT, values)
-    wanted = images.wanted(chart.render(ROOT, _home(), local.release_name(path), [path], []))
+    wanted = images.wanted(chart.render(ROOT, HOME, local.release_name(path), [path], []))
     wrong = 0
-    for finding in doctor_.findings(cluster, ROOT, _home(), wanted):
+    for finding in doctor_.findings(cluster, ROOT, HOME, wanted):
         wrong += bool(finding.mend)
         print(f"{'WRONG' if finding.mend else 'ok':6} {finding.subject:11} {finding.text}")
         if finding.mend:
@@ -355,12 +335,10 @@ def setup(
 
     Example: nas cluster setup --target microk8s
     """
-    from nas import doctor as doctor_
-
     if target is Target.LOCAL:
         raise NasError("a search on this machine needs no cluster: choose --target microk8s or --target cluster")
     chosen = Target.CLUSTER if target is Target.CLUSTER else Target.MICROK8S
-    doctor_.setup(Cluster(chosen, namespace, _home()), manifests, dashboard, timeout)
+    doctor_.setup(Cluster(chosen, namespace, HOME), manifests, dashboard, timeout)
 
 
 @images_app.command("build")
@@ -378,11 +356,9 @@ def images_build(
 
     Example: nas images build tabular-trainer server
     """
-    from nas import images
-
     tool = images.Builder(builder)
     for name in _named(names, everything):
-        built = tool.build(ROOT, name, tag, _home(), settings or [], show=True)
+        built = tool.build(ROOT, name, tag, HOME, settings or [], show=True)
         packed = f", {tool.packed(built.name) / 1e6:.0f} MB compressed" if compressed else ""
         print(f"image {built.name} {built.digest[7:19]}: {built.size / 1e6:.0f} MB{packed}", flush=True)
 
@@ -403,9 +379,6 @@ def images_import(
 
     Example: nas images import --all --target microk8s
     """
-    from nas import images
-    from nas import release as release_
-
     tool = images.Builder(builder)
     runtime = None if push else images.runtime(into, None if into else _cluster(target, NAMESPACE))
     for name in _named(names, everything):
@@ -419,7 +392,6 @@ def images_import(
 
 
 def _named(names: list[str] | None, everything: bool) -> list[str]:
-    from nas import images
 
     if bool(names) == everything:
         raise NasError(f"which images? {', '.join(images.folders(ROOT))}, or --all")
@@ -437,10 +409,6 @@ def artifacts_list(
 
     Example: nas artifacts list iris/versions --release iris-nas
     """
-    import datetime
-
-    from nas import artifacts
-
     with artifacts.opened(_cluster(target, namespace), ROOT, release) as claim:
         for entry in claim.ask("list", {"path": artifacts.there(path), "digests": False}):
             when = datetime.datetime.fromtimestamp(entry["modified"]).isoformat(" ", "seconds")
@@ -461,10 +429,6 @@ def copy(
 
     Example: nas artifacts copy iris/versions ./versions --release iris-nas
     """
-    from nas import artifacts
-    from nas import release as release_
-    from nas.view import meter
-
     cluster = _cluster(target, namespace)
     with artifacts.opened(cluster, ROOT, release) as claim:
         name = Path(path).name
@@ -488,9 +452,6 @@ def put(
 
     Example: nas artifacts put flowers.csv iris/inputs/flowers.csv --release iris-nas
     """
-    from nas import artifacts
-    from nas.view import meter
-
     with artifacts.opened(_cluster(target, namespace), ROOT, release) as claim, meter(f"sending {source}") as meters:
         count = claim.put(source, path, *meters)
     print(f"{count} {'file' if count == 1 else 'files'} in {path} on the claim, checksums compared")
@@ -502,28 +463,24 @@ def helm(context: typer.Context) -> None:
 
     Example: nas helm template x charts/nas --values values/iris.yaml
     """
-    from nas import chart
-
-    path = chart.helm(_home())
+    path = chart.helm(HOME)
     os.execv(path, [str(path), *context.args])
 
 
 def _become(script: str, *words: str) -> None:
     """Turn this process into one of the images' programs."""
     path = str(ROOT / "images" / script)
-    os.environ.setdefault("NAS_DATA", str(_home() / "data"))
-    os.execv(sys.executable, [sys.executable, path, "--store", str(_home() / "model"), *words])
+    os.environ.setdefault("NAS_DATA", str(HOME / "data"))
+    os.execv(sys.executable, [sys.executable, path, "--store", str(HOME / "model"), *words])
 
 
 def main() -> None:
     """Entry point: errors are one line on stderr and exit status 1."""
-    from modelkit import artifact, files, store
-
     try:
         app()
     except (NasError, store.StoreError, artifact.ArtifactError, files.LockError) as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        sys.exit(f"error: {store.explain(error, Path(error.filename or _home()))}")
+        sys.exit(f"error: {store.explain(error, Path(error.filename or HOME))}")
     except KeyboardInterrupt:
         sys.exit(130)

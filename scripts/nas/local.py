@@ -167,7 +167,7 @@ def _new(places: Places, path: Path, number: int | None, settings: list[str], na
             manifest["metadata"]["annotations"][VALUES] = bridge.digest(path)
             return manifest
         if number or name:
-            raise NasError(f"that run of {path} is there already: {folder}; leave --run out for a new one")
+            raise NasError(f"run {name or number} of {path} is there already: {folder}; leave --run out for a new one")
         chosen += 1
 
 

@@ -180,7 +180,8 @@ def test_lineage_begins_with_the_searchs_own_best_and_goes_on_with_what_it_was_c
     assert "kept: " in facts["lineage"][0]["why"]
 
 
-def test_the_sentence_says_how_the_figure_was_estimated(documented: Search, places: Places) -> None:
+@pytest.mark.usefixtures("documented")
+def test_the_sentence_says_how_the_figure_was_estimated(places: Places) -> None:
     told = history.History(history.here(places, "wine", None))
     assert "on the validation split" in page.page(told, "md")
     assert told.manifest
