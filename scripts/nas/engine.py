@@ -1,11 +1,10 @@
 """Run a Katib Experiment on this machine: its trials as processes, Katib's rules, the same objects as a record."""
 
-import contextlib
+import asyncio
 import datetime
 import os
 import random
 import re
-import selectors
 import shlex
 import signal
 import string
@@ -15,7 +14,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import yaml
 from modelkit import cpus, files
@@ -60,8 +58,7 @@ class Search(Progress):
         self.interrupted = 0
         self._watcher = watcher
         self._waiting: list[Trial] = []  # of a resumed run: to be run again
-        self._running: dict[int, _Process] = {}
-        self._exhausted = False
+        self._running: list[asyncio.subprocess.Process] = []
 
     def resume(self) -> None:
         """Take over what an interrupted run of the same Experiment recorded. Raises NasError for a broken record."""
@@ -75,125 +72,81 @@ class Search(Progress):
                     self.experiment.observe(line, trial.observation)
                 self.trials.append(trial)
 
-    def run(self) -> None:
-        """Run trials until the Experiment is complete or a signal interrupts it. Raises NasError, OSError."""
+    def run(self, first: dict[str, str] | None = None) -> None:
+        """Run trials, of `first` before all others, until the Experiment is complete or a signal interrupts it.
+
+        Raises NasError, OSError.
+        """
         earlier = [(t.assignments, self._told(t)) for t in self.trials + self._waiting]
-        self._suggester = Suggester(self.experiment, earlier)
+        self._suggester = Suggester(self.experiment, earlier, first)
         for name in ("trials", "logs"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         try:
-            lock = files.locked(self.folder / ".lock", wait=0)
-            lock.__enter__()
+            with files.locked(self.folder / ".lock", wait=0):
+                self._judge()
+                self._record()
+                asyncio.run(self._all())
+                if not self.interrupted and self.state == "Running":
+                    self.state, self.reason = "Succeeded", "the search space is exhausted"
+                self._record()
         except files.LockError as error:
             raise NasError(f"experiment {self.experiment.name} is already running: {error}") from error
+
+    async def _all(self) -> None:
+        """Keep as many trials running as may be."""
+        loop, tasks = asyncio.get_running_loop(), set[asyncio.Task[None]]()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._interrupt, number)
         try:
-            self._judge()
-            self._record()
-            with _Signals() as signals, selectors.DefaultSelector() as selector:
-                selector.register(signals.reader, selectors.EVENT_READ)
-                try:
-                    while True:
-                        self._fill(selector)
-                        if not self._running:
-                            break
-                        self._serve(selector, signals)
-                finally:
-                    for process in self._running.values():  # only when something here broke
-                        process.order("kill")
-                        process.popen.wait()
-            if not self.interrupted and self.state == "Running":
-                self._complete("Succeeded", "the search space is exhausted")
-            self._record()
+            while True:
+                while self.state == "Running" and not self.interrupted and len(tasks) < self.experiment.parallel:
+                    if (trial := self._next()) is None:
+                        break
+                    self.trials.append(trial)
+                    tasks.add(asyncio.create_task(self._one(trial)))
+                    self._watcher.started(trial)
+                if not tasks:
+                    break
+                done, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
         finally:
-            lock.__exit__(None, None, None)
+            for process in list(self._running):  # only when something here broke
+                _order(process, "kill")
+                await process.wait()
 
-    # The loop
-
-    def _fill(self, selector: selectors.BaseSelector) -> None:
-        while (
-            self.state == "Running"
-            and not self.interrupted
-            and len(self._running) < self.experiment.parallel
-            and (trial := self._next()) is not None
-        ):
-            self.trials.append(trial)
-            self._start(trial, selector)
-            self._watcher.started(trial)
+    def _interrupt(self, number: int) -> None:
+        order = "kill" if self.interrupted else f"stop {INTERRUPT_GRACE}"
+        self.interrupted = number
+        for process in self._running:
+            _order(process, order)
 
     def _next(self) -> Trial | None:
         if self._waiting:
             trial = self._waiting.pop(0)
             trial.observation = Observation()
             return trial
-        if len(self.trials) >= self.experiment.max_trials or self._exhausted:
+        if len(self.trials) >= self.experiment.max_trials or (suggestion := self._suggester.ask()) is None:
             return None
-        suggestion = self._suggester.ask()
-        if suggestion is None:
-            self._exhausted = True
-            return None
-        number, assignments = suggestion
         suffix = "".join(random.choices(string.ascii_lowercase + string.digits, k=8))
         rule = self.experiment.rule([t.observation for t in self.trials if t.state == "Succeeded"])
-        return Trial(f"{self.experiment.name}-{suffix}", assignments, rule, number)
+        return Trial(f"{self.experiment.name}-{suffix}", suggestion[1], rule, suggestion[0])
 
-    def _start(self, trial: Trial, selector: selectors.BaseSelector) -> None:
-        trial.started, trial.attempts = time.time(), trial.attempts + 1
+    async def _one(self, trial: Trial) -> None:
+        """A trial to its end; one that crashes starts again as often as `backoffLimit` says."""
         log = self.folder / "logs" / f"{trial.name}.log"
-        log.write_bytes(b"")
-        self._record_trial(trial)
-        process = _Process(trial, self.experiment, self.places, log)
-        self._running[process.reader] = process
-        selector.register(process.reader, selectors.EVENT_READ)
-
-    def _serve(self, selector: selectors.BaseSelector, signals: "_Signals") -> None:
-        deadlines = [p.deadline for p in self._running.values() if p.deadline is not None]
-        wait = max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
-        for key, _ in selector.select(wait):
-            if key.fd == signals.reader:
-                self._interrupt(signals.take())
-                continue
-            process = self._running[key.fd]
-            lines = process.read()
-            for line in lines or []:
-                self._heard(process, line)
-            if lines is None:
-                selector.unregister(key.fd)
-                del self._running[key.fd]
-                self._ended(process, selector)
-        for process in self._running.values():
-            if process.deadline is not None and time.monotonic() >= process.deadline:
-                process.late, process.deadline = True, None
-                process.order("kill")
-
-    def _interrupt(self, numbers: bytes) -> None:
-        again = bool(self.interrupted) or len(numbers) > 1
-        self.interrupted = numbers[0]
-        for process in self._running.values():
-            process.order("kill" if again else f"stop {INTERRUPT_GRACE}")
-
-    def _heard(self, process: "_Process", line: str) -> None:
-        trial = process.trial
-        if trial.state == "EarlyStopped":
-            return  # Katib's collector reads no further either
-        if self.experiment.metric not in self.experiment.observe(line, trial.observation):
-            return
-        if self.experiment.stops(trial.rule, trial.observation):
-            trial.state, trial.message = "EarlyStopped", "below the median of the trials that succeeded"
-            process.order(f"stop {STOP_GRACE}")
-        self._watcher.reported(trial)
-
-    def _ended(self, process: "_Process", selector: selectors.BaseSelector) -> None:
-        trial, status = process.trial, process.popen.wait()
-        process.close()
-        if self.interrupted and status != 0 and trial.state == "Running":
-            return  # stays Running in the record: a resumed run starts it again
-        crashed = status != 0 and trial.state == "Running" and not process.late
-        if crashed and trial.attempts <= self.experiment.backoff_limit:
+        trial.started = time.time()
+        for trial.attempts in range(1, self.experiment.backoff_limit + 2):
             trial.observation = Observation()
-            self._start(trial, selector)
-            return
+            log.write_bytes(b"")
+            self._record_trial(trial)
+            status = await self._process(trial, log)
+            if self.interrupted and status != 0 and trial.state == "Running":
+                return  # stays Running in the record: a resumed run starts it again
+            if status == 0 or trial.state != "Running":
+                break
         if trial.state == "Running":
-            trial.state, trial.message = self._verdict(process, status)
+            trial.state, trial.message = self._verdict(trial, status, log)
         trial.ended = time.time()
         if trial.number >= 0:
             self._suggester.tell(trial.number, self._told(trial))
@@ -202,14 +155,59 @@ class Search(Progress):
         self._record()
         self._watcher.ended(trial)
 
-    def _verdict(self, process: "_Process", status: int) -> tuple[State, str]:
-        if process.late:
-            return "Failed", f"it took longer than activeDeadlineSeconds ({self.experiment.deadline} s)"
+    async def _process(self, trial: Trial, log: Path) -> int:
+        """Run a trial once by its supervisor and hear what it prints; the exit status."""
+        command, environment = command_line(self.experiment, trial, self.places)
+        process = await asyncio.create_subprocess_exec(
+            *[sys.executable, "-I", "-S", str(Path(__file__).with_name("supervise.py")), str(log), command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            cwd=image_folder(self.experiment, self.places),
+            start_new_session=True,  # the terminal's Ctrl-C reaches this process alone, which then tells the trials
+        )
+        self._running.append(process)
+        if self.interrupted:
+            _order(process, f"stop {INTERRUPT_GRACE}")
+        loop, deadline = asyncio.get_running_loop(), self.experiment.deadline
+        late = loop.call_later(deadline, self._late, trial, process) if deadline else None
+        assert process.stdout is not None
+        rest = b""
+        while data := await process.stdout.read(65536):
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                self._heard(trial, process, line.decode(errors="replace"))
+        self._heard(trial, process, rest.decode(errors="replace"))
+        status = await process.wait()
+        self._running.remove(process)
+        if late:
+            late.cancel()
+        return status
+
+    def _late(self, trial: Trial, process: asyncio.subprocess.Process) -> None:
+        if trial.state == "Running":
+            trial.state = "Failed"
+            trial.message = f"it took longer than activeDeadlineSeconds ({self.experiment.deadline} s)"
+        _order(process, "kill")
+
+    def _heard(self, trial: Trial, process: asyncio.subprocess.Process, line: str) -> None:
+        if trial.state != "Running":
+            return  # Katib's collector reads no further either
+        if self.experiment.metric not in self.experiment.observe(line, trial.observation):
+            return
+        if self.experiment.stops(trial.rule, trial.observation):
+            trial.state, trial.message = "EarlyStopped", "below the median of the trials that succeeded"
+            _order(process, f"stop {STOP_GRACE}")
+        self._watcher.reported(trial)
+
+    def _verdict(self, trial: Trial, status: int, log: Path) -> tuple[State, str]:
+        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        said = f"{' | '.join(lines[-LOG_TAIL:]) or 'it printed nothing'} ({log})"
         if status != 0:
             how = f"killed by signal {status - 128}" if status > 128 else f"exit status {status}"
-            return "Failed", f"{how}: {process.tail()}"
-        if self.experiment.value(process.trial.observation) is None:
-            return "MetricsUnavailable", f"it printed no number for {self.experiment.metric}: {process.tail()}"
+            return "Failed", f"{how}: {said}"
+        if self.experiment.value(trial.observation) is None:
+            return "MetricsUnavailable", f"it printed no number for {self.experiment.metric}: {said}"
         return "Succeeded", ""
 
     def _told(self, trial: Trial) -> float | None:
@@ -217,18 +215,15 @@ class Search(Progress):
 
     def _judge(self) -> None:
         """Katib's order: the goal, then too many failures, then enough trials."""
-        best, done = self.best, [t for t in self.trials if t.state != "Running"]
+        failed, done = sum(t.failed for t in self.trials), sum(t.state != "Running" for t in self.trials)
         if self.state != "Running":
             return
-        if best and self.experiment.reached(self.experiment.value(best.observation)):
-            self._complete("Succeeded", "the goal is reached")
-        elif sum(t.failed for t in done) >= max(1, self.experiment.max_failed):
-            self._complete("Failed", f"{sum(t.failed for t in done)} trials failed, which is the limit")
-        elif len(done) >= self.experiment.max_trials:
-            self._complete("Succeeded", "all trials are done")
-
-    def _complete(self, state: Literal["Succeeded", "Failed"], reason: str) -> None:
-        self.state, self.reason = state, reason
+        if self.best and self.experiment.reached(self.experiment.value(self.best.observation)):
+            self.state, self.reason = "Succeeded", "the goal is reached"
+        elif failed >= max(1, self.experiment.max_failed):
+            self.state, self.reason = "Failed", f"{failed} trials failed, which is the limit"
+        elif done >= self.experiment.max_trials:
+            self.state, self.reason = "Succeeded", "all trials are done"
 
     # The record, as `kubectl get -o yaml` would show it
 
@@ -236,19 +231,13 @@ class Search(Progress):
         experiment = self.experiment
         spec: Manifest = {
             "objective": experiment.manifest["spec"]["objective"],
-            "parameterAssignments": [{"name": k, "value": v} for k, v in trial.assignments.items()],
+            "parameterAssignments": _pairs(trial.assignments),
             "runSpec": experiment.job(trial.name, trial.assignments),
         }
-        if trial.rule:
+        if rule := trial.rule:
             comparison = "less" if experiment.maximize else "greater"
-            spec["earlyStoppingRules"] = [
-                {
-                    "name": experiment.metric,
-                    "value": repr(trial.rule.value),
-                    "comparison": comparison,
-                    "startStep": trial.rule.start_step,
-                }
-            ]
+            told = {"name": experiment.metric, "value": repr(rule.value), "comparison": comparison}
+            spec["earlyStoppingRules"] = [{**told, "startStep": rule.start_step}]
         status: Manifest = {"startTime": _stamp(trial.started), "conditions": [_condition(trial.state, trial.message)]}
         if trial.ended is not None:
             status["completionTime"] = _stamp(trial.ended)
@@ -263,15 +252,12 @@ class Search(Progress):
             names.setdefault(trial.state, []).append(trial.name)
         status: Manifest = {"startTime": _stamp(self.started), "trials": len(self.trials)}
         for state, of_state in names.items():
-            key = state[0].lower() + state[1:]
             status[f"trials{state}" if state != "MetricsUnavailable" else "trialMetricsUnavailable"] = len(of_state)
-            status[f"{key}TrialList"] = of_state
+            status[f"{state[0].lower()}{state[1:]}TrialList"] = of_state
         if best := self.best:
-            status["currentOptimalTrial"] = {
-                "bestTrialName": best.name,
-                "parameterAssignments": [{"name": k, "value": v} for k, v in best.assignments.items()],
-                "observation": {"metrics": _metrics(best.observation)},
-            }
+            observation = {"metrics": _metrics(best.observation)}
+            told = {"parameterAssignments": _pairs(best.assignments), "observation": observation}
+            status["currentOptimalTrial"] = {"bestTrialName": best.name, **told}
         reason = INTERRUPTED if self.interrupted and self.state == "Running" else f"Experiment{self.state}"
         status["conditions"] = [{**_condition(self.state, self.reason), "reason": reason}]
         if self.state != "Running":
@@ -279,74 +265,10 @@ class Search(Progress):
         _write(self.folder / "experiment.yaml", {**self.experiment.manifest, "status": status})
 
 
-class _Process:
-    """A running trial as its supervisor shows it: lines on a pipe, orders on another."""
-
-    def __init__(self, trial: Trial, experiment: Experiment, places: Places, log: Path) -> None:
-        self.trial, self.late, self._log = trial, False, log
-        self.deadline = time.monotonic() + experiment.deadline if experiment.deadline else None
-        command, environment = command_line(experiment, trial, places)
-        supervisor = Path(__file__).with_name("supervise.py")
-        self.popen = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(supervisor), str(log), command],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            cwd=image_folder(experiment, places),
-            start_new_session=True,  # the terminal's Ctrl-C reaches this process alone, which then tells the trials
-        )
-        assert self.popen.stdout is not None
-        self.reader = self.popen.stdout.fileno()
-        self._rest = b""
-
-    def read(self) -> list[str] | None:
-        """Whole lines printed since, None at the end."""
-        data = os.read(self.reader, 65536)
-        if not data and self._rest:
-            data = b"\n"
-        if not data:
-            return None
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        return [line.decode(errors="replace") for line in lines]
-
-    def order(self, words: str) -> None:
-        assert self.popen.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self.popen.stdin.write(f"{words}\n".encode())
-            self.popen.stdin.flush()
-
-    def tail(self) -> str:
-        """The end of what it printed, on one line, and where to read the rest."""
-        lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
-        return f"{' | '.join(lines[-LOG_TAIL:]) or 'it printed nothing'} ({self._log})"
-
-    def close(self) -> None:
-        for pipe in (self.popen.stdin, self.popen.stdout):
-            assert pipe is not None
-            with contextlib.suppress(BrokenPipeError):
-                pipe.close()
-
-
-class _Signals:
-    """SIGINT and SIGTERM as bytes on a pipe, so that the loop hears them in order with everything else."""
-
-    def __enter__(self) -> "_Signals":
-        self.reader, self._writer = os.pipe()
-        for end in (self.reader, self._writer):
-            os.set_blocking(end, False)
-        self._wakeup = signal.set_wakeup_fd(self._writer)
-        self._old = {n: signal.signal(n, lambda *_: None) for n in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def take(self) -> bytes:
-        return os.read(self.reader, 64)
-
-    def __exit__(self, *_: object) -> None:
-        signal.set_wakeup_fd(self._wakeup)
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-        os.close(self.reader)
-        os.close(self._writer)
+def _order(process: asyncio.subprocess.Process, words: str) -> None:
+    """Tell a trial's supervisor; one that is gone hears nothing."""
+    assert process.stdin is not None
+    process.stdin.write(f"{words}\n".encode())
 
 
 def image_folder(experiment: Experiment, places: Places) -> Path:
@@ -404,6 +326,10 @@ def _condition(state: str, message: str) -> Manifest:
     now = _stamp(time.time())
     condition = {"type": state, "status": "True", "lastUpdateTime": now, "lastTransitionTime": now}
     return condition | ({"message": message} if message else {})
+
+
+def _pairs(assignments: dict[str, str]) -> list[Manifest]:
+    return [{"name": name, "value": value} for name, value in assignments.items()]
 
 
 def _metrics(observation: Observation) -> list[Manifest]:

@@ -9,6 +9,7 @@ from nas.errors import NasError
 
 API_VERSION = "kubeflow.org/v1beta1"
 MODEL_ANNOTATION = "nas/model"
+ONLY_WHEN_DATA_CHANGES = "nas/only-when-data-changes"
 Manifest = dict[str, Any]
 
 
@@ -23,6 +24,14 @@ class Parameter:
     step: str = ""
     values: tuple[str, ...] = ()
     distribution: str = "uniform"
+
+    @classmethod
+    def read(cls, manifest: Manifest) -> "Parameter":
+        """From an Experiment's `parameters`."""
+        space = manifest["feasibleSpace"]
+        low, high, step = (str(space.get(key, "")) for key in ("min", "max", "step"))
+        values, distribution = tuple(map(str, space.get("list", []))), space.get("distribution", "uniform")
+        return cls(manifest["name"], manifest["parameterType"], low, high, step, values, distribution)
 
 
 @dataclass(frozen=True)
@@ -52,8 +61,10 @@ class Experiment:
         self.container: Manifest = {}
         try:
             self._read(manifest["spec"])
+            if local and (self.collector != "StdOut" or self.stopping not in ("", "medianstop")):
+                raise NasError("a local run stops early by medianstop alone, and reads metrics by the collector StdOut")
             if local:
-                self._check_local(manifest["spec"])
+                manifest["spec"]["parameters"], manifest["spec"]["maxTrialCount"]  # they must be there
             template = manifest["spec"]["trialTemplate"]
             if local or template.get("trialSpec", {}).get("kind") == "Job":
                 self._read_job(template)
@@ -63,7 +74,9 @@ class Experiment:
 
     def _read(self, spec: Manifest) -> None:
         objective = spec["objective"]
-        self.model = self.manifest["metadata"].get("annotations", {}).get(MODEL_ANNOTATION, "")
+        annotations = self.manifest["metadata"].get("annotations", {})
+        self.model: str = annotations.get(MODEL_ANNOTATION, "")
+        self.only_when_data_changes = annotations.get(ONLY_WHEN_DATA_CHANGES) == "true"
         self.metric: str = objective["objectiveMetricName"]
         self.maximize = objective["type"] == "maximize"
         self.goal = float(objective["goal"]) if "goal" in objective else None
@@ -82,15 +95,7 @@ class Experiment:
         self.collector: str = collector.get("collector", {}).get("kind", "StdOut")
         formats = collector.get("source", {}).get("filter", {}).get("metricsFormat")
         self.formats = [re.compile(f) for f in formats or [r"([\w|-]+)\s*=\s*([+-]?\d*(\.\d+)?([Ee][+-]?\d+)?)"]]
-        self.parameters = [_parameter(p) for p in spec.get("parameters", [])]
-
-    def _check_local(self, spec: Manifest) -> None:
-        if self.stopping not in ("", "medianstop"):
-            raise NasError(f"early stopping {self.stopping!r}: a local run knows medianstop")
-        if self.collector != "StdOut":
-            raise NasError("a local run reads metrics from what a trial prints: metricsCollector StdOut")
-        for key in ("parameters", "maxTrialCount"):
-            spec[key]
+        self.parameters = [Parameter.read(p) for p in spec.get("parameters", [])]
 
     def _read_job(self, template: Manifest) -> None:
         self._references = {p["name"]: p["reference"] for p in template["trialParameters"]}
@@ -123,11 +128,8 @@ class Experiment:
 
     def job(self, trial: str, assignments: dict[str, str]) -> Manifest:
         """The trialSpec with every `${trialParameters.*}` of a trial put in, as Katib's controller does."""
-        values = {}
-        for name, reference in self._references.items():
-            values[name] = assignments.get(reference, reference)
-            if reference == "${trialSpec.Name}":
-                values[name] = trial
+        known = {**assignments, "${trialSpec.Name}": trial}
+        values = {name: known.get(reference, reference) for name, reference in self._references.items()}
         job: Manifest = _substitute(copy.deepcopy(self._job), values)
         job["metadata"] = {**job.get("metadata", {}), "name": trial}
         return job
@@ -182,19 +184,6 @@ class Experiment:
             return False
         best = max(values) if self.maximize else min(values)
         return self.better(rule.value, best)
-
-
-def _parameter(manifest: Manifest) -> Parameter:
-    space = manifest["feasibleSpace"]
-    return Parameter(
-        name=manifest["name"],
-        type=manifest["parameterType"],
-        minimum=str(space.get("min", "")),
-        maximum=str(space.get("max", "")),
-        step=str(space.get("step", "")),
-        values=tuple(map(str, space.get("list", []))),
-        distribution=space.get("distribution", "uniform"),
-    )
 
 
 def _is_claim(pod: Manifest, mount: Manifest) -> bool:

@@ -1,6 +1,9 @@
 """A search on this machine, from a values file to a promoted model."""
 
 import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Literal
 
@@ -8,14 +11,19 @@ from modelkit import artifact, files
 from modelkit.store import Gate, Store, StoreError, explain
 from rich.console import Console
 
-from nas import bridge, chart, data, frameworks
-from nas.engine import Places, Search, image_folder, load, recorded
+from nas import bridge, chart, data, fetch
+from nas.engine import Places, Search, command_line, image_folder, recorded
 from nas.errors import NasError
-from nas.experiment import Experiment
+from nas.experiment import Experiment, Manifest
+from nas.progress import Trial
 from nas.view import View, next_commands
 
+VALUES = "nas/values-digest"  # annotation: sha256 of the file that a run began with
 
-def run(root: Path, home: Path, values: str, number: int | None, resume: bool, settings: list[str]) -> int:
+
+def run(
+    root: Path, home: Path, values: str, number: int | None, resume: bool, settings: list[str], name: str = ""
+) -> int:
     """Run the search of a values file (a path, or a name in values/) to its end; the exit status.
 
     130 or 143 when a signal interrupted it, 1 when it failed. Raises NasError, OSError.
@@ -24,36 +32,88 @@ def run(root: Path, home: Path, values: str, number: int | None, resume: bool, s
     path = values_file(root, values)
     if resume and settings:
         raise NasError("an interrupted run goes on as it began: leave --set out, or leave --resume out for a new run")
-    manifest = _interrupted(places, path) if resume else _new(places, path, number, settings)
+    manifest = _interrupted(places, path) if resume else _new(places, path, number, settings, name)
     experiment = Experiment(manifest)
     if not experiment.model:
         raise NasError(f"the Experiment of {path} doesn't say which model it makes: set global.model")
     image = image_folder(experiment, places)
-    frameworks.ensure(image)
+    fetch.ensure(image)
     _data(experiment, image, places)
     store = Store(places.store, experiment.model)
     _check(store)
+    if experiment.only_when_data_changes and not resume:
+        digest = data_digest(experiment, places)
+        if store.has_seen(digest):
+            print(f"nothing to do: the data is what an earlier search learned from (digest {digest[:12]})", flush=True)
+            return 0
     gate = gate_of(experiment)
     view = View(Console(highlight=False))
     search = view.search = Search(experiment, places, view)
     if resume:
         search.resume()
     with view:
-        search.run()
+        search.run(_current_parameters(store, experiment))
     try:
         store.adopt(gate)
         if search.interrupted:
-            view.console.print(f"interrupted; to go on: .venv/bin/nas run {values} --resume", soft_wrap=True)
+            view.note(f"interrupted; to go on: .venv/bin/nas run {values} --resume")
             return 128 + search.interrupted
         current = store.load().manifest if store.current() else None
         place = _shown(store.version(current.digest)) if current else ""
-        after = next_commands(current) if current else []
-        view.summary(current, place, after, bridge.reasons(store, experiment.name))
+        view.summary(current, place, next_commands(current) if current else [], bridge.reasons(store, experiment.name))
     except (StoreError, artifact.ArtifactError, files.LockError) as error:
         raise NasError(str(error)) from error
     if search.state == "Failed" or search.best is None:
         raise NasError(f"the search failed: {search.reason}; what each trial printed is in {search.folder / 'logs'}")
     return 0
+
+
+def repeat(root: Path, home: Path, values: str, seconds: int, settings: list[str]) -> int:
+    """Run the search of a values file every so many seconds, counted from its start, until a signal; the exit status.
+
+    Each is an Experiment of its own, named by its time. One that fails is told, and the next begins in its time.
+    Raises NasError when the first can't even be rendered.
+    """
+    path = values_file(root, values)
+    chart.render(root, home, release_name(path), [path], settings)
+    begin = time.time()
+    while True:
+        stamp = time.strftime("%Y%m%d-%H%M", time.gmtime())
+        try:
+            status = run(root, home, values, None, False, settings, f"{release_name(path)[:26].rstrip('-')}-{stamp}")
+        except (NasError, OSError) as error:
+            status = 1
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        if status > 128:
+            return status
+        begin = max(begin + seconds, time.time() // 60 * 60 + 60)  # names have minutes
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(begin))
+        print(f"the next search begins at {when}; Ctrl-C ends", flush=True)
+        while (left := begin - time.time()) > 0:  # in steps, by the clock: a machine may sleep meanwhile
+            time.sleep(min(left, 60))
+
+
+def data_digest(experiment: Experiment, places: Places) -> str:
+    """The digest of the data that a trial would learn from, as its trainer tells it. Raises NasError."""
+    point = {p.name: p.minimum or p.values[0] for p in experiment.parameters}
+    line, environment = command_line(experiment, Trial("data-digest", point, None), places)
+    folder = image_folder(experiment, places)
+    command = ["sh", "-c", f"{line} --data-digest"]
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    found = re.search(r"^sha256:([0-9a-f]{64})$", result.stdout, re.MULTILINE)
+    if result.returncode or not found:
+        said = (result.stderr or result.stdout).strip().splitlines()[-1:] or ["it printed nothing"]
+        raise NasError(f"onlyWhenDataChanges needs a trainer that knows --data-digest; {folder.name} says: {said[0]}")
+    return found[1]
+
+
+def _current_parameters(store: Store, experiment: Experiment) -> dict[str, str] | None:
+    """What the current model was trained with, by the names of the search's parameters; None without a model."""
+    try:
+        given = store.load().manifest.parameters if store.current() else {}
+    except (StoreError, artifact.ArtifactError):
+        return None  # an offer will mend or tell it
+    return {p.name: given.get(p.name.replace("-", "_"), "") for p in experiment.parameters} if given else None
 
 
 def gate_of(experiment: Experiment) -> Gate:
@@ -82,7 +142,6 @@ def _data(experiment: Experiment, image: Path, places: Places) -> None:
 
 def values_file(root: Path, name: str) -> Path:
     """A values file by its path, or by its name in values/."""
-
     path = Path(name)
     return path if path.suffix or path.exists() else root / "values" / f"{name}.yaml"
 
@@ -95,33 +154,32 @@ def release_name(path: Path) -> str:
     return f"{name[:27]}-nas"  # 31 characters: Katib allows 40, with the hash
 
 
-def _new(places: Places, path: Path, number: int | None, settings: list[str]) -> dict[str, object]:
-    """The Experiment with a run number no earlier run had, so that its name and its seed are new."""
-    runs = places.home / "runs"
-    chosen = number or len(list(runs.glob(f"{release_name(path)}-*"))) + 1
+def _new(places: Places, path: Path, number: int | None, settings: list[str], name: str) -> Manifest:
+    """The Experiment with a run number no earlier run had, so that its seed and, unless given, its name are new."""
+    release, runs = release_name(path), places.home / "runs"
+    chosen = number or len(list(runs.glob(f"{release}-*"))) + 1
+    named = [f"experiment.name={name}"] if name else []
     while True:
-        rendered = chart.render(
-            places.root, places.home, release_name(path), [path], [*settings, f"experiment.run={chosen}"]
-        )
-        manifest = chart.experiment(rendered, path)
-        name = manifest["metadata"]["name"]
-        if not places.run(name).exists():
+        asked = [*settings, f"experiment.run={chosen}", *named]
+        manifest = chart.experiment(chart.render(places.root, places.home, release, [path], asked), path)
+        folder = places.run(manifest["metadata"]["name"])
+        if not folder.exists():
+            manifest["metadata"]["annotations"][VALUES] = bridge.digest(path)
             return manifest
-        if number:
-            raise NasError(
-                f"run {number} of {path} is there already: {places.run(name)}; leave --run out for a new one"
-            )
+        if number or name:
+            raise NasError(f"run {name or number} of {path} is there already: {folder}; leave --run out for a new one")
         chosen += 1
 
 
-def _interrupted(places: Places, path: Path) -> dict[str, object]:
+def _interrupted(places: Places, path: Path) -> Manifest:
     """The latest run of these values that didn't reach its end."""
     for folder, manifest in recorded(places):
         if folder.name.startswith(f"{release_name(path)}-"):
-            condition = manifest.get("status", {}).get("conditions", [{}])[-1]
-            if condition.get("type") == "Running":
-                return load(folder / "experiment.yaml")
-            break
+            if manifest.get("status", {}).get("conditions", [{}])[-1].get("type") != "Running":
+                break
+            if manifest["metadata"].get("annotations", {}).get(VALUES) != bridge.digest(path):
+                print(f"{path} has changed since: this run goes on as it began; without --resume a new one starts")
+            return manifest
     raise NasError(f"no interrupted run of {path} in {places.home / 'runs'}: leave --resume out to start one")
 
 

@@ -9,21 +9,20 @@ from nas.errors import NasError
 from nas.experiment import Experiment, Parameter
 
 ALGORITHMS = ("random", "tpe", "multivariate-tpe", "cmaes", "sobol", "grid", "bayesianoptimization")
+Outcome = tuple[dict[str, str], float | None]
 DRAWS = 100  # for a point that wasn't tried; the last nine tenths at random
 
 
 class Suggester:
     """Proposes parameter assignments (strings, as Katib passes them) and learns from trials' objective values.
 
-    `earlier` are the trials of a resumed run: their assignments and objective values (None: failed).
+    `earlier` are the trials of a resumed run: their assignments and objective values (None: failed). `first` is what
+    a new run tries before all others, if it is a point of the space; a grid has its own order.
     Raises NasError for an algorithm or a search space that can't be done here.
     """
 
-    def __init__(self, experiment: Experiment, earlier: list[tuple[dict[str, str], float | None]]) -> None:
-        import optuna
-
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._optuna: Any = optuna
+    def __init__(self, experiment: Experiment, earlier: list[Outcome], first: dict[str, str] | None = None) -> None:
+        optuna = self._optuna = _library()
         self._space = {p.name: _distribution(optuna, p) for p in experiment.parameters}
         self._tried = [assignments for assignments, _ in earlier]  # or being tried
         self._grid: Iterator[dict[str, str]] | None = None
@@ -33,6 +32,8 @@ class Suggester:
             return
         self._study, self._sampler = study(experiment, earlier), _sampler(optuna, experiment, len(earlier))
         self._anywhere = optuna.samplers.RandomSampler(_seed(experiment, len(earlier)))
+        if first and not earlier and all(_fits(d, first.get(name, "")) for name, d in self._space.items()):
+            self._study.enqueue_trial({name: _parse(d, first[name]) for name, d in self._space.items()})
 
     def ask(self) -> tuple[int, dict[str, str]] | None:
         """A number to `tell` the outcome by, and the assignments; None when no new point is left."""
@@ -57,11 +58,17 @@ class Suggester:
             self._study.tell(number, value, state=state)
 
 
-def study(experiment: Experiment, outcomes: list[tuple[dict[str, str], float | None]]) -> Any:
-    """Trials as Optuna's study: their assignments and objective values (None: failed)."""
+def _library() -> Any:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # multivariate TPE, Sobol, Gauss
+    return optuna
+
+
+def study(experiment: Experiment, outcomes: list[Outcome]) -> Any:
+    """Trials as Optuna's study: their assignments and objective values (None: failed)."""
+    optuna = _library()
     space = {p.name: _distribution(optuna, p) for p in experiment.parameters}
     made = optuna.create_study(direction="maximize" if experiment.maximize else "minimize")
     for assignments, value in outcomes:
@@ -79,7 +86,6 @@ def _seed(experiment: Experiment, earlier: int) -> int | None:
 
 def _sampler(optuna: Any, experiment: Experiment, earlier: int) -> Any:
     samplers, settings = optuna.samplers, experiment.settings
-    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # multivariate TPE, Sobol, Gauss
     seed = _seed(experiment, earlier)
     startup = {"n_startup_trials": int(settings.get("n_initial_points", settings.get("n_startup_trials", 10)))}
     match experiment.algorithm:
@@ -129,6 +135,19 @@ def _points(name: str, distribution: Any) -> list[Any]:
         raise NasError(f"algorithm grid: parameter {name} is a double without step; give it a step or a list")
     count = int((distribution.high - distribution.low) / distribution.step + 1e-9)
     return [distribution.low + index * distribution.step for index in range(count + 1)]
+
+
+def _fits(distribution: Any, text: str) -> bool:
+    """Whether an assignment is a point of the space."""
+    try:
+        value = _parse(distribution, text)
+    except ValueError:
+        return False
+    if hasattr(distribution, "choices"):
+        return value in distribution.choices
+    steps = (value - distribution.low) / (distribution.step or 1)
+    even = distribution.step is None or abs(steps - round(steps)) < 1e-9
+    return bool(distribution.low <= value <= distribution.high and even)
 
 
 def _parse(distribution: Any, text: str) -> Any:

@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -107,8 +108,10 @@ def test_ctrl_c_interrupts_a_search_and_resume_ends_it(nas: Nas, home: Path, tmp
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert f"nas run {values} --resume" in output
+    values.write_text(values.read_text() + "# edited\n")
     again = nas("run", str(values), "--resume")
     assert again.returncode == 0, again.stderr
+    assert f"{values} has changed since: this run goes on as it began" in again.stdout
     assert "all trials are done" in again.stdout
 
 
@@ -130,7 +133,16 @@ def test_ctrl_c_interrupts_a_search_and_resume_ends_it(nas: Nas, home: Path, tmp
         (["run", "iris", "--set", "experiment.algorithm.name=pbt"], "can't run on this machine"),
         (["run", "iris", "--resume", "--set", "experiment.maxTrials=4"], "goes on as it began: leave --set out"),
         (["batch", "--model", "a b"], "model name 'a b': letters, digits"),
-        (["batch", "--model", "iris"], "iris takes rows of a table: name the files"),
+        (
+            ["batch"],
+            "iris takes rows of a table, so name the files: make batch MODEL=iris ARGS=FILE.csv, or "
+            ".venv/bin/nas batch --model iris FILE.csv",
+        ),
+        (["models", "promote"], "models promote takes a digest"),
+        (["models", "unpin", "3f2a"], "models unpin takes no digest"),
+        (["run", "iris", "--every", "6"], "a whole number of minutes, hours or days, such as 30m, 6h or 1d"),
+        (["run", "iris", "--every", "6h", "--resume"], "leave --resume and --run out"),
+        (["run", "iris", "--every", "6h", "--set", "experiment.maxTrails=3"], "'maxTrails' not allowed"),
         (["run", "iris", "--set", "experiment.enabled=false"], "set experiment.enabled to true"),
         (["run", "iris", "--set", "experiment.trainer.image.repository=other"], "'other' has no folder"),
         (["models", "show", "--model", "nothing"], "no model 'nothing'"),
@@ -155,6 +167,34 @@ def test_helm_that_cannot_be_had_is_told_with_where_to_get_it(nas: Nas, tmp_path
     assert "install Helm 3.14 or newer" in result.stderr
 
 
+def test_a_search_is_repeated_by_the_clock_though_one_fails_until_a_signal(home: Path, tmp_path: Path) -> None:
+    values = tmp_path / f"often-{'x' * 40}.yaml"
+    values.write_text((ROOT / "values/iris.yaml").read_text())
+    command = [str(Path(sys.executable).with_name("nas")), "run", str(values), *QUICK, "--every", "6h"]
+    environment = os.environ | {"NAS_HOME": str(home)}
+    for settings, told in (
+        (["experiment.trainer.args.epochs=2"], "model "),
+        (["experiment.trainer.args.epochs=x"], ""),
+    ):
+        words = [word for setting in settings for word in ("--set", setting)]
+        pipe = subprocess.PIPE
+        process = subprocess.Popen([*command, *words], stdout=pipe, stderr=pipe, text=True, env=environment, cwd=ROOT)
+        assert process.stdout
+        lines = []
+        while not lines or not lines[-1].startswith("the next search begins at"):
+            lines.append(process.stdout.readline())
+            assert lines[-1], lines
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+        assert process.returncode == 130
+        assert "Traceback" not in errors
+        assert any(line.startswith(told) for line in lines) if told else "error: the search failed" in errors
+        for path in (home / "runs").glob("*/experiment.yaml"):
+            path.parent.rename(tmp_path / f"{path.parent.name}-{len(list(tmp_path.iterdir()))}")  # a minute is a name
+    names = [path.name.rsplit("-", 1)[0] for path in tmp_path.iterdir() if path.name.startswith("often")]
+    assert any(re.fullmatch(r"often-x{20}-\d{8}-\d{4}", name) for name in names), names
+
+
 def test_a_store_that_cannot_be_written_is_told_before_the_first_trial(nas: Nas, tmp_path: Path) -> None:
     (tmp_path / "tools").symlink_to(ROOT / ".nas/tools")
     (tmp_path / "model").touch()
@@ -169,6 +209,15 @@ def test_a_port_in_use_is_told(nas: Nas) -> None:
         result = nas("serve", "--model", "iris", "--port", str(taken.getsockname()[1]))
     assert result.returncode == 1
     assert "in use" in result.stderr
+
+
+def test_help_lists_the_commands_in_the_order_of_use_without_cutting_a_line_and_says_where_nas_is(nas: Nas) -> None:
+    text = nas("--help").stdout
+    order = re.findall(r"^  ([a-z]+)  ", text[text.index("Commands:") :], re.MULTILINE)
+    assert " ".join(order) == "run watch serve batch report models data cluster doctor images artifacts helm"
+    assert "`nas` is .venv/bin/nas" in text
+    for words in ((), ("images",), ("artifacts",), ("cluster",), ("data",)):
+        assert "..." not in nas(*words, "--help").stdout.replace("[ARGS]...", "")
 
 
 def test_every_command_shows_an_example(nas: Nas) -> None:
@@ -188,5 +237,5 @@ def test_a_command_for_a_cluster_says_how_to_name_one(nas: Nas, tmp_path: Path) 
 
 
 def test_a_local_command_does_not_load_the_clients_of_a_cluster() -> None:
-    check = "import sys, nas.cli, nas.local; sys.exit(any(m in sys.modules for m in ('kubernetes', 'nas.release')))"
+    check = "import sys, nas.cli; sys.exit(any(m in sys.modules for m in ('kubernetes', 'optuna', 'onnxruntime')))"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0

