@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import NoReturn
 
 from modelkit import artifact, cpus, files, store  # isort: skip - before numpy: it settles the number of threads
 
@@ -61,9 +62,13 @@ def main(argv: list[str] | None = None) -> int:
     return status
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    style = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLE, formatter_class=style)
+    parser = _Parser(description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--store", type=Path, default=Path("/model"), help="the store's folder (default: %(default)s)")
     add("--model", required=True, help="the model's name in the store, for example mnist")
@@ -100,7 +105,7 @@ def _share(found: job.Job, args: argparse.Namespace, words: list[str]) -> bool:
     """Work on the job, with helpers where there is enough to do. Whether all of it is done."""
     every = range(found.plan.shards)
     mine = every if args.shard_index is None else every[args.shard_index : args.shard_index + 1]
-    count = min(args.workers, sum(1 for shard in mine if not found.done(shard))) - 1
+    count = min(args.workers, sum(not found.over(shard) for shard in mine)) - 1
     command = [sys.executable, str(Path(__file__).absolute()), *words, "--workers=1"]
     # What a helper fails at, this process tries again and tells of. Their stdin ends when this process does.
     pipe, quiet, environment = subprocess.PIPE, subprocess.DEVNULL, os.environ | {HELPER: "1", "NAS_CPUS": "1"}

@@ -1,5 +1,6 @@
 """The batch program: what it prints and leaves behind, and what it says of inputs it can't score."""
 
+import csv
 import gzip
 import json
 import signal
@@ -74,11 +75,14 @@ def test_rows_of_a_table_are_found_by_their_columns_names(
     table = place / "flowers.csv"
     table.write_text("\ufeff" + "\r\n".join([HEADER, *FLOWERS, "", ""]))
     assert score.main(arguments("iris", "--input", table, "--keep", "id", "--format", "csv", "--probabilities")) == 0
-    lines = (place / "out" / "part-00000-of-00001.csv").read_text().splitlines()
-    assert lines[0] == "row,class,label,p_setosa,p_versicolor,p_virginica,id"
-    found = [(*line.split(",")[:3], line.split(",")[-1]) for line in lines[1:]]
-    assert found == [("0", "0", "setosa", "a"), ("1", "2", "virginica", "b"), ("2", "1", "versicolor", "c")]
-    assert all(abs(sum(map(float, line.split(",")[3:6])) - 1) < 1e-6 for line in lines[1:])
+    lines = list(csv.reader((place / "out" / "part-00000-of-00001.csv").read_text().splitlines()))
+    assert lines[0] == ["row", "class", "label", "p_setosa", "p_versicolor", "p_virginica", "id"]
+    assert [(*line[:3], line[-1]) for line in lines[1:]] == [
+        ("0", "0", "setosa", "a"),
+        ("1", "2", "virginica", "b"),
+        ("2", "1", "versicolor", "c"),
+    ]
+    assert all(abs(sum(map(float, line[3:6])) - 1) < 1e-6 for line in lines[1:])
     assert "Sample 1: predicted class = 2 (virginica)\n" in capsys.readouterr().out
     assert not list((place / "out").glob("_metrics*"))
 
