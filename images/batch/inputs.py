@@ -112,7 +112,8 @@ class _File:
         if rows.dtype.kind == "f":
             for i, j in np.argwhere(~(np.abs(rows) <= FLOAT32_MAX)).tolist():
                 feature = takes.features[j] if takes.features else artifact.Feature(f"value {j}", 0, 0)
-                expected = f"one of {', '.join(feature.values)}" if feature.values else "a finite number"
+                values = [f"{k} ({name})" if self.note else name for k, name in enumerate(feature.values or [])]
+                expected = f"one of {', '.join(values)}" if values else "a finite number"
                 reasons.setdefault(i, f"{feature.name} is {str(cells[j][i])[:40]!r}, expected {expected}")
         codes = np.full(len(numbers), UNLABELLED) if labels is None else _codes(labels, classes)
         for i in np.flatnonzero(codes == UNKNOWN).tolist():
@@ -142,9 +143,9 @@ class Arrays(_File):
         self._labels = _Rows(self.beside) if self.beside else None
         if self._labels and (self._labels.count, self._labels.shape) != (self._rows.count, ()):
             raise InputError(f"{beside}: expected {self._rows.count} labels, as many as there are images")
-        named = [feature for feature in takes.features or [] if feature.values]
-        places = [f"{f.name} {', '.join(f'{i} {name}' for i, name in enumerate(f.values or []))}" for f in named]
-        self.note = f"{path} has to hold categories by their places: {'; '.join(places)}" if places else ""
+        if named := [feature for feature in takes.features or [] if feature.values]:
+            places = [f"{f.name} {', '.join(f'{k} ({v})' for k, v in enumerate(f.values or []))}" for f in named]
+            self.note = f"{path} holds categories by their places: {'; '.join(places)}"
 
     def survey(self) -> tuple[int, list[Mark]]:
         return self._rows.count, []

@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from inputs import Chunk, InputError, Mark, Source, Wanted, expand, readable, source
+from inputs import Array, Chunk, InputError, Mark, Source, Wanted, expand, readable, source
 from modelkit import artifact, cpus, files
 from outputs import Writer, measures, picture
 
@@ -29,6 +29,8 @@ BATCH = 256  # rows onnxruntime gets at once: more don't fit the cache. The same
 SHARD_ROWS = 2**18  # of a shard where their number isn't given
 QUIET = 10.0  # seconds between two lines of progress
 PLAN, SUCCESS, WORK = "_plan.json", "_SUCCESS", "_work"
+
+Load = Callable[[str | None], artifact.Model]
 
 
 class JobError(Exception):
@@ -83,20 +85,21 @@ class Plan(msgspec.Struct, frozen=True):
     def rows(self) -> int:
         return sum(part.rows for part in self.inputs)
 
-    def parts(self, shard: int) -> Iterator[tuple[int, int, int, int]]:
+    def parts(self, shard: int) -> Iterator[tuple[Input, int, int, int]]:
         """Of a shard: input, the rows start to stop of it, and the number that its first row has in the output."""
         low, high = self.rows * shard // self.shards, self.rows * (shard + 1) // self.shards
         before = 0
-        for number, part in enumerate(self.inputs):
+        for part in self.inputs:
             start, stop = max(low - before, 0), min(high - before, part.rows)
             if start < stop:
-                yield number, start, stop, before
+                yield part, start, stop, before
             before += part.rows
 
 
 class Record(msgspec.Struct, frozen=True):
     """A shard that is done: bad rows left out, and counts of the others [label, predicted], unlabelled last."""
 
+    rows: int
     skipped: int
     counts: list[list[int]]
     began: float
@@ -110,7 +113,7 @@ class Job:
     def __init__(self, output: Path, plan: Plan, model: artifact.Model) -> None:
         self.output, self.plan, self.model = output, plan, model
         self._wanted = Wanted(model.manifest.input, model.manifest.classes, plan.request.keep)
-        self._sources: dict[int, Source] = {}
+        self._sources: dict[str, Source] = {}
 
     def over(self, shard: int) -> bool:
         """Whether a shard is done, or the whole job, whose records are gone then."""
@@ -121,19 +124,11 @@ class Job:
 
         Prints the predictions of the rows below `show`. Raises InputError, OSError, LockError.
         """
-        for wait in (0.0, -1.0):
-            for shard in mine:
-                try:
+        for wait, busy in ((0.0, [files.LockError]), (-1.0, [])):
+            for shard in (shard for shard in mine if not self.over(shard)):
+                with contextlib.suppress(*busy), files.locked(self._file(shard, "lock"), wait):
                     if not self.over(shard):
-                        with files.locked(self._file(shard, "lock"), wait):
-                            if not self.over(shard):
-                                self._score(shard, show)
-                except files.LockError:
-                    if wait:
-                        raise
-                except FileNotFoundError:
-                    if not finished(self.output):  # then another process has just tidied up
-                        raise
+                        self._score(shard, show)
 
     def finish(self) -> bool:
         """Write what tells of the whole job, and _SUCCESS, when all shards are done. Whether they are."""
@@ -144,59 +139,52 @@ class Job:
                     return False
                 _check(self.plan.inputs)
                 self._tell([msgspec.json.decode(path.read_bytes(), type=Record) for path in paths])
-                shutil.rmtree(self.output / WORK, ignore_errors=True)
+            shutil.rmtree(self.output / WORK, ignore_errors=True)
             return True
 
     def _file(self, shard: int, ending: str) -> Path:
         return self.output / WORK / f"{shard:05}.{ending}"
 
-    def _open(self, number: int) -> Source:
+    def _open(self, part: Input) -> Source:
         """An input, opened once: a .gz is then read on from where the shard before ended."""
-        if number not in self._sources:
-            path = Path(self.plan.inputs[number].file.path)
-            opened = self._sources[number] = source(path, self._wanted)
-            if opened.kept != (first := self._open(0).kept):
-                raise InputError(f"{path}: {opened.kept} to keep, but {first} in the first input")
-        return self._sources[number]
+        if part.file.path not in self._sources:
+            opened = self._sources[part.file.path] = source(Path(part.file.path), self._wanted)
+            if opened.kept != (first := self._open(self.plan.inputs[0]).kept):
+                raise InputError(f"{opened.path}: {opened.kept} to keep, but {first} in the first input")
+        return self._sources[part.file.path]
 
     def _chunks(self, shard: int) -> Iterator[Chunk]:
         """The rows of a shard, numbered through all inputs."""
-        for number, start, stop, before in self.plan.parts(shard):
-            part = self.plan.inputs[number]
+        for part, start, stop, before in self.plan.parts(shard):
             with readable(Path(part.file.path)):
-                for chunk in self._open(number).read(start, stop, part.marks):
+                for chunk in self._open(part).read(start, stop, part.marks):
                     yield chunk._replace(numbers=chunk.numbers + before)
 
     def _score(self, shard: int, show: int) -> None:
         """Score a shard, and commit it by renaming: what it left out, itself, and then its record."""
         began, told = time.time(), time.monotonic()
         request, classes = self.plan.request, self._wanted.classes
-        inputs = [self.plan.inputs[number] for number, *_ in self.plan.parts(shard)]
+        inputs = [part for part, *_ in self.plan.parts(shard)]
         _check(inputs)
         part, skipped = self._file(shard, "part"), self._file(shard, "skipped")
-        counts = np.zeros((len(classes) + 1, len(classes)), np.int64)
-        rows = bad = 0
+        counts, bad = np.zeros((len(classes) + 1, len(classes)), np.int64), 0
         with part.open("wb") as file, skipped.open("wb") as left:
-            out = Writer(request.format, file, classes, request.probabilities, self._open(0).kept)
+            out = Writer(request.format, file, classes, request.probabilities, self._open(self.plan.inputs[0]).kept)
             with contextlib.closing(out):
                 for chunk in self._chunks(shard):
                     if chunk.bad and request.on_error == "fail":
                         raise InputError(f"{chunk.bad[0]}; --on-error skip leaves such rows out")
                     left.write(msgspec.json.Encoder().encode_lines(row._asdict() for row in chunk.bad))
                     bad += len(chunk.bad)
-                    if not len(chunk.rows):
-                        continue
-                    spans = range(0, len(chunk.rows), BATCH)
-                    probabilities = np.concatenate([self.model.predict(chunk.rows[i : i + BATCH]) for i in spans])
-                    best = probabilities.argmax(axis=1)
-                    out.write(chunk.numbers, best, probabilities, chunk.kept)
-                    _show(chunk.numbers, best, classes, show)
-                    pairs = chunk.labels % len(counts) * len(classes) + best  # UNLABELLED is the last
-                    counts += np.bincount(pairs, minlength=counts.size).reshape(counts.shape)
-                    rows += len(best)
+                    if len(chunk.rows):
+                        probabilities = self._probabilities(chunk.rows)
+                        best = probabilities.argmax(axis=1)
+                        out.write(chunk.numbers, best, probabilities, chunk.kept)
+                        _show(chunk.numbers, best, classes, show)
+                        np.add.at(counts, (chunk.labels, best), 1)  # UNLABELLED is the last
                     if time.monotonic() - told > QUIET:
                         told = time.monotonic()
-                        print(f"shard {shard}: {rows} rows, {rows / (time.time() - began):.0f} rows/s", flush=True)
+                        print(f"shard {shard}: {_pace(counts, began)}", flush=True)
             for written in (file, left):
                 written.flush()
                 os.fsync(written.fileno())
@@ -206,31 +194,24 @@ class Job:
             skipped.replace(self.output / f"_skipped-{name}.jsonl")
         part.replace(self.output / f"part-{name}.{request.format}")
         files.sync_folder(self.output)
-        seconds = time.time() - began
-        record = Record(bad, counts.tolist(), began, seconds, platform.node())
+        record = Record(int(counts.sum()), bad, counts.tolist(), began, time.time() - began, platform.node())
         files.write(self._file(shard, "json"), msgspec.json.encode(record))
         done = sum(self.over(other) for other in range(self.plan.shards))
         left_out = f", {bad} bad ones left out" if bad else ""
-        print(
-            f"shard {shard}: {rows} rows{left_out} in {seconds:.2f} s ({rows / seconds:.0f} rows/s), "
-            f"{done} of {self.plan.shards} shards done",
-            flush=True,
-        )
+        print(f"shard {shard}: {_pace(counts, began)}{left_out}, {done} of {self.plan.shards} shards done", flush=True)
+
+    def _probabilities(self, rows: Array) -> Array:
+        return np.concatenate([self.model.predict(rows[i : i + BATCH]) for i in range(0, len(rows), BATCH)])
 
     def _tell(self, records: list[Record]) -> None:
-        plan, classes, output = self.plan, self._wanted.classes, self.output
+        plan, classes = self.plan, self._wanted.classes
         counts = np.sum([record.counts for record in records], axis=0)
-        confusion, rows = counts[:-1], int(counts.sum())
+        confusion, rows = counts[:-1], sum(record.rows for record in records)
+        seconds = max(record.began + record.seconds for record in records) - min(record.began for record in records)
         success: dict[str, Any] = {
             "model": plan.request.model,
             "digest": plan.digest,
-            "inputs": [
-                {"path": part.file.path, "sha256": part.file.sha256, "rows": part.rows}
-                | ({"labels": part.labels.path, "labels_sha256": part.labels.sha256} if part.labels else {})
-                for part in plan.inputs
-            ],
-            "format": plan.request.format,
-            "shards": plan.shards,
+            "inputs": [{"file": part.file, "labels": part.labels, "rows": part.rows} for part in plan.inputs],
             "rows": rows,
             "skipped": sum(record.skipped for record in records),
             "classes": dict(zip(classes, counts.sum(axis=0).tolist(), strict=True)),
@@ -239,12 +220,10 @@ class Job:
             found = measures(confusion, classes)
             success |= {"labelled": found["rows"], "accuracy": found["accuracy"]}
             title = f"{plan.request.model} {plan.digest[:12]}: accuracy {found['accuracy']:.4f} of {found['rows']} rows"
-            _put(output, "_metrics.json", _json(found))
-            _put(output, "_confusion.png", picture(confusion, classes, title))
-        seconds = max(r.began + r.seconds for r in records) - min(r.began for r in records)
-        shards = [msgspec.structs.asdict(r) | {"rows": int(np.sum(r.counts))} for r in records]
-        success["timing"] = {"seconds": seconds, "rows_per_second": rows / max(seconds, 1e-9), "shards": shards}
-        _put(output, SUCCESS, _json(success))
+            _put(self.output, "_metrics.json", _json(found))
+            _put(self.output, "_confusion.png", picture(confusion, classes, title))
+        success["timing"] = {"seconds": seconds, "rows_per_second": rows / max(seconds, 1e-9), "shards": records}
+        _put(self.output, SUCCESS, _json(success))
 
 
 def finished(output: Path) -> bool:
@@ -252,44 +231,35 @@ def finished(output: Path) -> bool:
     return (output / SUCCESS).exists()
 
 
-def begin(
-    output: Path, request: Request, digest: str | None, load: Callable[[str | None], artifact.Model]
-) -> Job | None:
+def begin(output: Path, request: Request, digest: str | None, load: Load) -> Job | None:
     """Take up the job in a folder, or plan it there; None when it is complete already.
 
     `load` gives the model of a digest, for None the current one. Raises JobError when the folder has another job's
-    output, InputError, OSError, LockError; what it made is gone again when there is no plan then.
+    output, InputError, OSError, LockError; without a plan then, no folder is left behind.
     """
     made = [folder for folder in (output, *output.parents) if not folder.exists()]
     output.mkdir(parents=True, exist_ok=True)
     with files.locked(output / ".lock"):
         try:
-            return (
-                _take_up(output, request, digest, load)
-                if (output / PLAN).exists()
-                else _plan(output, request, load(digest))
-            )
+            if (output / PLAN).exists():
+                return _resume(output, request, digest, load)
+            return _plan(output, request, load(digest))
         except BaseException:
             if not (output / PLAN).exists():
                 (output / ".lock").unlink()
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError):  # it isn't empty
                     for folder in made:
                         folder.rmdir()
             raise
 
 
-def _take_up(
-    output: Path, request: Request, digest: str | None, load: Callable[[str | None], artifact.Model]
-) -> Job | None:
+def _resume(output: Path, request: Request, digest: str | None, load: Load) -> Job | None:
     try:
         plan = msgspec.json.decode((output / PLAN).read_bytes(), type=Plan)
     except msgspec.DecodeError as error:
         raise JobError(f"{output / PLAN} is damaged ({error}): remove {output}") from error
-    differs = [
-        f"{name} {held}, not {asked}"
-        for name in Request.__struct_fields__
-        if (held := getattr(plan.request, name)) != (asked := getattr(request, name))
-    ]
+    pairs = [(name, getattr(plan.request, name), getattr(request, name)) for name in Request.__struct_fields__]
+    differs = [f"{name} {held}, not {asked}" for name, held, asked in pairs if held != asked]
     if digest and not plan.digest.startswith(digest):
         differs.append(f"version {plan.digest[:12]}, not {digest[:12]}")
     if differs:
@@ -301,8 +271,7 @@ def _take_up(
     _check(part for part in plan.inputs if not complete or Path(part.file.path).exists())
     if complete:
         shutil.rmtree(output / WORK, ignore_errors=True)
-        return None
-    return Job(output, plan, load(plan.digest))
+    return None if complete else Job(output, plan, load(plan.digest))
 
 
 def summary(output: Path) -> str:
@@ -359,6 +328,11 @@ def _put(output: Path, name: str, data: bytes) -> None:
     files.write(output / WORK / name, data)
     (output / WORK / name).replace(output / name)
     files.sync_folder(output)
+
+
+def _pace(counts: Array, began: float) -> str:
+    rows, seconds = int(counts.sum()), time.time() - began
+    return f"{rows} rows in {seconds:.2f} s ({rows / seconds:.0f} rows/s)"
 
 
 def _show(numbers: Any, best: Any, classes: list[str], show: int) -> None:

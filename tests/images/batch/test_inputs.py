@@ -166,10 +166,10 @@ def test_an_array_holds_categories_by_their_places_and_says_so(tmp_path: Path) -
     (chunk,) = read(tmp_path / "a.npy", wanted)
     assert chunk.rows.tolist() == [[2, 1], [0, 1]]
     assert [(bad.row, bad.reason) for bad in chunk.bad] == [
-        (1, "floor is '3.0', expected one of 1, 2, 3"),
-        (2, "floor is '0.5', expected one of 1, 2, 3"),
+        (1, "floor is '3.0', expected one of 0 (1), 1 (2), 2 (3)"),
+        (2, "floor is '0.5', expected one of 0 (1), 1 (2), 2 (3)"),
     ]
-    assert inputs.source(tmp_path / "a.npy", wanted).note.endswith("categories by their places: floor 0 1, 1 2, 2 3")
+    assert inputs.source(tmp_path / "a.npy", wanted).note.endswith("by their places: floor 0 (1), 1 (2), 2 (3)")
 
 
 def test_a_row_that_is_not_utf_8_is_bad_where_its_text_is_used(tmp_path: Path) -> None:

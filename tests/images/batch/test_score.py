@@ -61,7 +61,7 @@ def test_the_mnist_test_set_is_scored_and_compared_with_its_labels(
     assert (told["rows"], told["accuracy"], told["skipped"]) == (10_000, 0.991, 0)
     (source,) = told["inputs"]  # type: ignore[misc]
     packed = (folder / "t10k-images-idx3-ubyte.gz").read_bytes()
-    assert source["sha256"] == models.artifact.digest(packed)  # type: ignore[index]
+    assert source["file"]["sha256"] == models.artifact.digest(packed)  # type: ignore[index]
     metrics = json.loads((place / "out" / "_metrics.json").read_text())
     assert metrics["classes"][0] == {"class": "0", "rows": 990, "precision": 0.99, "recall": 1.0}
     assert metrics["confusion"][9][:2] == [10, 10]
@@ -310,3 +310,12 @@ def test_a_shard_that_is_none_of_them_is_refused(arguments: Arguments, capsys: p
         with pytest.raises(SystemExit):
             score.main([*arguments("mnist"), *words])
     assert "--shard-index is 0 to 2 with --shards 3" in capsys.readouterr().err
+
+
+def test_a_wrong_option_is_told_in_one_sentence(arguments: Arguments, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        score.main([*arguments("mnist"), "--format", "xml"])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: argument --format: invalid choice: 'xml'")
+    assert error.count("\n") == 1
