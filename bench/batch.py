@@ -159,7 +159,7 @@ def speed(home: Path, runs: int, data: bytes) -> Iterator[str]:
 
 def scaling(home: Path, runs: int) -> Iterator[str]:
     """One process and two, by the rows scored in a second of CPU."""
-    rows = 2_000_000
+    rows = 1_000_000
     source = images(home, rows)
     ratios, faster = [], []
     for run in range(runs):
@@ -173,9 +173,10 @@ def scaling(home: Path, runs: int) -> Iterator[str]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder but the timing, by name."""
-    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != "_timing.json"]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+    """Every file below a folder by name, _SUCCESS without its timing."""
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    found["_SUCCESS"] = json.dumps(json.loads(found["_SUCCESS"]) | {"timing": None}).encode()
+    return found
 
 
 def kills(home: Path, count: int) -> Iterator[str]:
@@ -208,12 +209,12 @@ def kills(home: Path, count: int) -> Iterator[str]:
         redone.append(len(started))
         assert len(scored) + len(done) == shards
         if done and scored:
-            timing = json.loads((out / "_timing.json").read_text())
+            timing = json.loads((out / "_SUCCESS").read_text())["timing"]
             resumed.append(min(s["began"] for s in timing["shards"] if s["began"] > start) - start)
         told = f"{len(done)} of {shards} shards were done, {len(scored)} scored after, {len(started)} of them again"
         print(f"kill {len(before)}: {told}; {identical} of {len(before)} identical so far", flush=True)
     yield f"## kill -9 at a random moment, {count} times ({rows} rows, {shards} shards)\n"
-    yield f"- byte-identical in the end, `_timing.json` aside: {identical} of {count}"
+    yield f"- byte-identical in the end, the `timing` in _SUCCESS aside: {identical} of {count}"
     yield f"- shards done when killed: {min(before)} to {max(before)}, median {statistics.median(before):.0f}"
     yield f"- shards begun and redone: at most {max(redone)}, in {sum(map(bool, redone))} of {count} kills"
     yield f"\n{TABLE}"
@@ -272,14 +273,17 @@ def main() -> None:
             "kills": lambda: kills(home, args.kills),
             "memory": lambda: memory(home),
         }
-        lines = [line for part in args.parts for line in made[part]()]
-    used = ", ".join(f"{name} {version(name)}" for name in ("onnxruntime", "pyarrow", "numpy", "torch"))
-    models = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    head = f"# Batch scoring\n\n{os.cpu_count()} cores ({models[0]}); Python {platform.python_version()}, {used}.\n"
-    report = "\n".join([head + "A network of 784-256-256-10. Ratios are of runs beside each other.\n", *lines]) + "\n"
-    print(report)
-    if args.parts == parts:
-        (ROOT / "bench/results/batch.md").write_text(report)
+        used = ", ".join(f"{name} {version(name)}" for name in ("onnxruntime", "pyarrow", "numpy", "torch"))
+        models = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+        python = platform.python_version()
+        lines = [f"# Batch scoring\n\n{os.cpu_count()} cores ({models[0]}); Python {python}, {used}."]
+        lines += [f"A network of {'-'.join(map(str, SIZES))}. Ratios are of runs beside each other.\n"]
+        for part in args.parts:
+            print(f"-- {part}", flush=True)
+            lines += made[part]()
+            if args.parts == parts:  # so that what is measured stays when a later part fails
+                (ROOT / "bench/results/batch.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ CHUNK = 8192  # rows of an array or a Parquet file in memory at a time
 BLOCK = 2**20  # bytes of a CSV file in memory at a time
 LONGEST_ROW = 16 * 2**20  # bytes
 FLOAT32_MAX = float(np.finfo(np.float32).max)
+NUMBER = r"^[+-]?([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][+-]?[0-9]+)?$"
 UNLABELLED, UNKNOWN = -1, -2
 
 Array = npt.NDArray[Any]
@@ -304,15 +305,11 @@ class Parquet(_Table):
         return self._file.metadata.num_rows, []
 
     def read(self, start: int, stop: int, _: list[Mark]) -> Iterator[Chunk]:
-        row = 0
-        for group in range(self._file.num_row_groups):
-            after = row + self._file.metadata.row_group(group).num_rows
-            if row < stop and after > start:
-                yield from self._group(group, row, start, stop)
-            row = after
-
-    def _group(self, group: int, row: int, start: int, stop: int) -> Iterator[Chunk]:
-        for batch in self._file.iter_batches(CHUNK, row_groups=[group], columns=self._columns, use_threads=False):
+        sizes = [self._file.metadata.row_group(group).num_rows for group in range(self._file.num_row_groups)]
+        spans = enumerate(itertools.pairwise(itertools.accumulate(sizes, initial=0)))
+        groups = {group: first for group, (first, after) in spans if first < stop and after > start}
+        row = min(groups.values(), default=stop)
+        for batch in self._file.iter_batches(CHUNK, row_groups=[*groups], columns=self._columns, use_threads=False):
             low, high = max(start - row, 0), min(stop - row, len(batch))
             if low < high:
                 columns = {name: batch[name].slice(low, high - low) for name in self._columns}
@@ -349,21 +346,15 @@ def _row_starts(block: bytes) -> tuple[Array, int]:
 
 
 def _numbers(column: Any, feature: artifact.Feature) -> Array:
-    """A column as float64, with the places of its values if it is a category; not finite where a cell is bad."""
+    """A column as float64, a category as the places of its values; not finite where a cell is bad."""
     if feature.values:
-        places = pc.index_in(column.cast(pa.string()), pa.array(feature.values))
-        return np.asarray(places.cast(pa.float64()).to_numpy(zero_copy_only=False))
+        column = pc.index_in(column.cast(pa.string()), pa.array(feature.values))
     try:
-        return np.asarray(column.cast(pa.float64()).to_numpy(zero_copy_only=False))
+        numbers = column.cast(pa.float64())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # some text is no number
-        return np.array([_number(feature, cell) for cell in column.to_pylist()])
-
-
-def _number(feature: artifact.Feature, cell: object) -> float:
-    try:
-        return feature.number(cell)
-    except ValueError:
-        return math.nan
+        text = pc.utf8_trim_whitespace(column.cast(pa.string()))
+        numbers = pc.if_else(pc.match_substring_regex(text, NUMBER), text, "nan").cast(pa.float64())
+    return np.asarray(numbers.to_numpy(zero_copy_only=False))
 
 
 def _codes(labels: Any, classes: list[str]) -> npt.NDArray[np.int64]:
