@@ -159,7 +159,7 @@ def speed(home: Path, runs: int, data: bytes) -> Iterator[str]:
 
 def scaling(home: Path, runs: int) -> Iterator[str]:
     """One process and two, by the rows scored in a second of CPU."""
-    rows = 1_000_000
+    rows = 2_000_000
     source = images(home, rows)
     ratios, faster = [], []
     for run in range(runs):
@@ -181,7 +181,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def kills(home: Path, count: int) -> Iterator[str]:
     """kill -9 at a random moment of a job, `count` times, each then run again to its end."""
-    rows, shards, out = 40_000, 8, home / "out"
+    rows, shards, out = 120_000, 8, home / "out"
     command = score(home, images(home, rows), "--shards", f"{shards}", "--probabilities", "--workers", "1")
     whole = cost(*command).wall
     expected = contents(out)
