@@ -149,7 +149,13 @@ def speed(home: Path, runs: int, data: bytes) -> Iterator[str]:
     for name, text in names.items():
         yield f"| {text}, s by the clock | {spread([one.wall for one in found[name]])} | |"
         yield f"| {text}, s of CPU | {spread([one.cpu for one in found[name]])} | |"
-    for name, over, goal in (("loop", "ours", "≥ 15"), ("loader", "ours", "≥ 7"), ("ours", "memory", "≤ 1.35")):
+    for name, over, goal in (
+        ("loop", "ours", "≥ 15"),
+        ("loader", "ours", "≥ 7"),
+        ("ours", "memory", "≤ 1.35"),
+        ("loop", "memory", "the most that a job on onnxruntime can reach"),
+        ("loader", "memory", "likewise"),
+    ):
         pairs = list(zip(found[name], found[over], strict=True))
         text = f"{names[name]} ÷ {names[over]}"
         yield f"| {text}, by the clock | {spread([one.wall / other.wall for one, other in pairs])} | {goal} |"

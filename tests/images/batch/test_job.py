@@ -77,7 +77,7 @@ def test_a_job_killed_at_any_change_on_the_disk_ends_with_the_same_bytes(
     whole = contents(place / "out")
     assert predicted(place / "out") == DIGITS
     (place / "out").rename(place / "first")
-    for step in (3, 7, 11, 16, 20, 24, 28, 33, 37, 41):  # from the plan to the end: see the assertion below
+    for step in (3, 9, 15, 21, 27, 33, 39, 45, 51, 55):  # from the plan to the end: see the assertion below
         assert killed(words, step), f"the job ends before its change {step}"
         done = [path.stem for path in (place / "out").glob("_work/*.json")]
         capsys.readouterr()
