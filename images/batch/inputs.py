@@ -262,7 +262,9 @@ class Csv(_Table):
         odd: dict[int, str] = {}
 
         def leave_out(found: Any) -> str:
-            odd[held[found.number - 1]] = f"{found.actual_columns} columns, the header has {found.expected_columns}"
+            odd[held.start + found.number - 1] = (
+                f"{found.actual_columns} columns, the header has {found.expected_columns}"
+            )
             return "skip"
 
         clean = data.decode(errors="replace").encode()

@@ -169,7 +169,11 @@ class Job:
         part, skipped = self._file(shard, "part"), self._file(shard, "skipped")
         counts, bad = np.zeros((len(classes) + 1, len(classes)), np.int64), 0
         with part.open("wb") as file, skipped.open("wb") as left:
-            out = Writer(request.format, file, classes, request.probabilities, self._open(self.plan.inputs[0]).kept)
+            kept = self._open(self.plan.inputs[0]).kept
+            try:
+                out = Writer(request.format, file, classes, request.probabilities, kept)
+            except ValueError as error:
+                raise InputError(f"{', '.join(kept)} can't be kept in {request.format}: {error}") from error
             with contextlib.closing(out):
                 for chunk in self._chunks(shard):
                     if chunk.bad and request.on_error == "fail":

@@ -24,7 +24,8 @@ Array = npt.NDArray[Any]
 class Writer:
     """Writes columns row, class, label, p_CLASS (with `probabilities`), and kept ones with their pyarrow types.
 
-    A kept column that has the name of one of these is written as input_NAME.
+    A kept column that has the name of one of these is written as input_NAME. Raises ValueError for a type that the
+    format can't hold.
     """
 
     def __init__(self, kind: str, file: IO[bytes], classes: list[str], probabilities: bool, kept: dict[str, Any]):
@@ -40,6 +41,7 @@ class Writer:
         self._out: Any = None  # of JSON lines: there is no writer in pyarrow
         if kind == "csv":
             self._out = pa_csv.CSVWriter(file, self._schema)
+            self._out.write_table(self._waiting)
         if kind == "parquet":
             # Every setting that shapes the file is fixed here; readers see a label as text.
             self._out = pq.ParquetWriter(

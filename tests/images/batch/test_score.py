@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import shutil
 import signal
 import struct
 import subprocess
@@ -136,6 +137,21 @@ def test_a_kept_column_has_one_type_in_all_inputs(
     assert "b.parquet: {'id': DataType(string)} to keep, but {'id': DataType(int64)}" in capsys.readouterr().err
 
 
+def test_a_list_can_be_kept_where_the_format_has_lists(
+    place: Path, arguments: Arguments, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["sepal_length", "sepal_width", "petal_length", "petal_width"]
+    pq.write_table(pa.table({name: [1.0] for name in names} | {"tags": [["a", "b"]]}), place / "a.parquet")
+    words = arguments("iris", "--input", place / "a.parquet", "--keep", "tags", "--format")
+    assert score.main([*words, "csv"]) == score.REFUSED
+    error = capsys.readouterr().err
+    assert "error: tags can't be kept in csv: " in error
+    assert error.count("\n") == 1
+    shutil.rmtree(place / "out")
+    assert score.main([*words, "jsonl"]) == 0
+    assert json.loads((place / "out" / "part-00000-of-00001.jsonl").read_text())["tags"] == ["a", "b"]
+
+
 def test_a_version_is_chosen_by_the_start_of_its_digest(
     place: Path, arguments: Arguments, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -218,6 +234,13 @@ REFUSALS: list[tuple[str, str, bytes, str]] = [
     ),
     ("iris", "short.csv", f"{HEADER}\n0.2,a,1\n".encode(), "short.csv line 2: 3 columns, the header has 5"),
     ("iris", "bytes.csv", f"{HEADER}\n".encode() + b"\xff\xfe", "bytes.csv line 2: 1 columns, the header has 5"),
+    ("iris", "return.csv", f"{HEADER}\n{FLOWERS[0]}\r1,2\r3\n".encode(), "return.csv after line 2: a quote within"),
+    (
+        "iris",
+        "quote.csv",
+        f'{HEADER}\n0.2,5" a,1,1,1\n0.2,6" a,1,1,1\n'.encode(),
+        "quote.csv after line 2: a quote within",
+    ),
     ("iris", "label.csv", f"{HEADER},label\n{FLOWERS[0]},rose\n".encode(), "label 'rose' is none of the model's"),
 ]
 
