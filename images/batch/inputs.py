@@ -1,8 +1,9 @@
 """What is read: rows of idx, .npy, CSV and Parquet files, as a model takes them, in a stream.
 
-Each kind of file has `survey`, which counts its rows once, and `read`, which yields any range of them. Where its chunks
-begin and end depends on the range alone, so that scoring a range again gives the same bytes. `beside` is the file of
-the labels, if they are in one of their own; `kept_types` are the pyarrow types of the columns to carry through.
+Each kind of file has `survey`, which counts its rows once and marks where some of them start, and `read`, which yields
+any range of them. Where its chunks begin and end depends on the range alone, so that scoring a range again gives the
+same bytes. `beside` is the file of the labels, if they are in one of their own; `kept` has the pyarrow types of the
+columns to carry through; `note` is what a person should know of how the file is read.
 """
 
 import bisect
@@ -10,7 +11,6 @@ import contextlib
 import csv
 import glob
 import gzip
-import io
 import itertools
 import math
 import struct
@@ -21,17 +21,23 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
 from modelkit import artifact
 
-CHUNK = 8192  # rows in memory at a time
+CHUNK = 8192  # rows of an array or a Parquet file in memory at a time
 BLOCK = 2**20  # bytes of a CSV file in memory at a time
-MARK = 8 * 2**20  # bytes of a CSV file between two marks
 LONGEST_ROW = 16 * 2**20  # bytes
 FLOAT32_MAX = float(np.finfo(np.float32).max)
+NUMBER = r"^[+-]?([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][+-]?[0-9]+)?$"
 UNLABELLED, UNKNOWN = -1, -2
 
 Array = npt.NDArray[Any]
-Mark = tuple[int, int, int]  # in a CSV file: the row, line and byte where a row starts
+Kept = dict[str, Any]  # pyarrow arrays
+Reasons = dict[int, str]  # why rows are bad, by their places in a chunk
+Mark = tuple[int, int, int]  # in a CSV file: the row, line and byte where a block starts, and last where the rows end
 
 
 class InputError(Exception):
@@ -46,6 +52,9 @@ class BadRow(NamedTuple):
     line: int | None
     reason: str
 
+    def __str__(self) -> str:
+        return f"{self.file} {f'line {self.line}' if self.line else f'row {self.row}'}: {self.reason}"
+
 
 class Chunk(NamedTuple):
     """Rows [n, *shape], their numbers [n] in the file, class indices [n] of their labels (or UNLABELLED), kept columns
@@ -55,7 +64,7 @@ class Chunk(NamedTuple):
     rows: Array
     numbers: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int64]
-    kept: dict[str, Any]
+    kept: Kept
     bad: list[BadRow]
 
 
@@ -89,13 +98,42 @@ def readable(path: Path) -> Iterator[None]:
         raise InputError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}") from error
 
 
-class Arrays:
+class _File:
+    """A file of rows for a model."""
+
+    def __init__(self, path: Path, wanted: Wanted) -> None:
+        self.path, self.wanted = path, wanted
+        self.beside: Path | None = None
+        self.kept: dict[str, Any] = {}
+        self.note = ""
+
+    def _chunk(self, numbers: Array, rows: Array, cells: Any, labels: Any, kept: Kept, reasons: Reasons) -> Chunk:
+        """A chunk without bad rows: with a reason, a value (shown by its cell [column][row]) or an unknown label."""
+        takes, classes = self.wanted.takes, self.wanted.classes
+        if rows.dtype.kind == "f":
+            for i, j in np.argwhere(~(np.abs(rows) <= FLOAT32_MAX)).tolist():
+                feature = takes.features[j] if takes.features else artifact.Feature(f"value {j}", 0, 0)
+                values = [f"{k} ({name})" if self.note else name for k, name in enumerate(feature.values or [])]
+                expected = f"one of {', '.join(values)}" if values else "a finite number"
+                reasons.setdefault(i, f"{feature.name} is {str(cells[j][i])[:40]!r}, expected {expected}")
+        codes = np.full(len(numbers), UNLABELLED) if labels is None else _codes(labels, classes)
+        for i in np.flatnonzero(codes == UNKNOWN).tolist():
+            reasons.setdefault(i, f"label {str(labels[i])!r} is none of the model's ({', '.join(classes)})")
+        bad = [BadRow(str(self.path), int(numbers[i]), None, reasons[i]) for i in sorted(reasons)]
+        if bad:
+            good = np.delete(np.arange(len(numbers)), list(reasons))
+            rows, numbers, codes = rows[good], numbers[good], codes[good]
+            kept = {name: column.take(good) for name, column in kept.items()}
+        return Chunk(rows.reshape(-1, *takes.shape).astype(takes.dtype, copy=False), numbers, codes, kept, bad)
+
+
+class Arrays(_File):
     """An idx or .npy file of rows; labels in a file beside it whose name has `labels` in the place of `images`."""
 
     def __init__(self, path: Path, wanted: Wanted) -> None:
-        self._rows, self._wanted = _Rows(path), wanted
-        takes, dtype = wanted.takes, self._rows.dtype
-        size = math.prod(self._rows.shape)
+        super().__init__(path, wanted)
+        self._rows, takes = _Rows(path), wanted.takes
+        size, dtype = math.prod(self._rows.shape), self._rows.dtype
         if size != math.prod(takes.shape) or (takes.dtype == "uint8") != (dtype == np.uint8):
             wants = f"{math.prod(takes.shape)} ({takes.dtype})"
             raise InputError(f"{path}: the model wants {wants} numbers a row, got {size} ({dtype})")
@@ -106,29 +144,22 @@ class Arrays:
         self._labels = _Rows(self.beside) if self.beside else None
         if self._labels and (self._labels.count, self._labels.shape) != (self._rows.count, ()):
             raise InputError(f"{beside}: expected {self._rows.count} labels, as many as there are images")
+        if named := [feature for feature in takes.features or [] if feature.values]:
+            places = [f"{f.name} {', '.join(f'{k} ({v})' for k, v in enumerate(f.values or []))}" for f in named]
+            self.note = f"{path} holds categories by their places: {'; '.join(places)}"
 
     def survey(self) -> tuple[int, list[Mark]]:
         return self._rows.count, []
 
-    def kept_types(self) -> dict[str, Any]:
-        return {}
-
     def read(self, start: int, stop: int, _: list[Mark]) -> Iterator[Chunk]:
-        takes, file = self._wanted.takes, str(self._rows.path)
         buffer = np.empty((min(CHUNK, stop - start), *self._rows.shape), self._rows.dtype)
         for first in range(start, stop, CHUNK):
             count = min(CHUNK, stop - first)
-            rows = self._rows.take(first, buffer[:count]).reshape(count, *takes.shape)
-            labels = np.full(count, UNLABELLED)
-            good = _finite(rows)
-            bad = [BadRow(file, first + int(i), None, "a value is not finite") for i in np.flatnonzero(~good)]
-            if self._labels:
-                values = self._labels.take(first, np.empty(count, self._labels.dtype))
-                names, places = np.unique(values, return_inverse=True)
-                labels = _codes([str(name) for name in names], self._wanted.classes)[places]
-                bad += [_unknown(file, first + int(i), values[i], self._wanted) for i in np.flatnonzero(labels < -1)]
-                good &= labels != UNKNOWN
-            yield _chosen(Chunk(rows, np.arange(first, first + count), labels, {}, bad), good, takes)
+            held = rows = self._rows.take(first, buffer[:count]).reshape(count, -1)
+            if self.note:
+                rows = np.where(self.wanted.takes.no_category(held), np.nan, held)
+            labels = pa.array(self._labels.take(first, np.empty(count, self._labels.dtype))) if self._labels else None
+            yield self._chunk(np.arange(first, first + count), rows, held.T, labels, {}, {})
 
 
 class _Rows:
@@ -160,155 +191,131 @@ class _Rows:
         return out
 
 
-class Csv:
-    """A table whose header names the columns. Its rows are found by their line ends, outside of quotes."""
+class _Table(_File):
+    """Columns by name: the model's features (or a column of lists), the label if it is there, and those to keep."""
 
-    beside: Path | None = None
+    def __init__(self, path: Path, wanted: Wanted, header: list[str]) -> None:
+        super().__init__(path, wanted)
+        features = [feature.name for feature in wanted.takes.features or []] or [wanted.takes.name]
+        self._columns = list(dict.fromkeys([*features, *wanted.keep]))
+        got = f"got the header {','.join(header)[:80]!r}"
+        if set(self._columns) - set(header):
+            raise InputError(f"{path}: the columns {', '.join(self._columns)} are needed, {got}")
+        self._columns += [name for name in ["label"] if name in header and name not in self._columns]
+        if twice := [name for name in self._columns if header.count(name) > 1]:
+            raise InputError(f"{path} has the column {twice[0]!r} twice")
+
+    def _of(self, columns: Kept, numbers: Array, reasons: Reasons) -> Chunk:
+        """A chunk of columns as pyarrow arrays, without rows that have a reason by their place."""
+        takes = self.wanted.takes
+        cells = [columns[feature.name] for feature in takes.features or []]
+        if takes.features:
+            rows = np.stack([_numbers(*pair) for pair in zip(cells, takes.features, strict=True)], axis=1)
+        else:
+            column, size = columns[takes.name], math.prod(takes.shape)
+            flat = column.flatten()
+            if flat.type != takes.dtype or len(flat) != len(numbers) * size or flat.null_count:
+                wants = f"lists of {size} {takes.dtype}"
+                raise InputError(f"{self.path}: the column {takes.name} has {column.type}, expected {wants}")
+            rows = flat.to_numpy().reshape(-1, size)
+        kept = {name: columns[name] for name in self.wanted.keep}
+        return self._chunk(numbers, rows, cells or rows.T, columns.get("label"), kept, reasons)
+
+
+class Csv(_Table):
+    """Text whose header names the columns. Its rows are found by their line ends, outside of quotes."""
 
     def __init__(self, path: Path, wanted: Wanted) -> None:
-        self._path, self._wanted, self._file = path, wanted, _open(path)
+        self._file = _open(path)
         first = self._file.readline()
         self._header = next(csv.reader([first.decode("utf-8-sig")]), [])
-        self._label = "label" in self._header
-        _check_columns(path, wanted, self._header)
-        self._columns = {name: self._header.index(name) for name in _columns(wanted, self._label)}
+        if not wanted.takes.features:
+            got = f"got the header {','.join(self._header)[:80]!r}"
+            raise InputError(f"{path}: the model wants idx or .npy files of images, {got}")
+        super().__init__(path, wanted, self._header)
+        self.kept = dict.fromkeys(wanted.keep, pa.string())
         self._start = (0, 2, len(first))
 
     def survey(self) -> tuple[int, list[Mark]]:
-        rows, marks = 0, [self._start]
-        for _, ends, offset, line in self._blocks(self._start):
-            if offset - marks[-1][2] >= MARK:
-                marks.append((rows, line, offset))
-            rows += len(ends)
-        return rows, marks
-
-    def kept_types(self) -> dict[str, Any]:
-        import pyarrow as pa
-
-        return dict.fromkeys(self._wanted.keep, pa.string())
+        marks, rest, more = [self._start], b"", True
+        while more:
+            row, line, offset = marks[-1]
+            more = bool(data := self._file.read(BLOCK))
+            block = rest + data + b"\n" * (not more)
+            starts, end = _row_starts(block)
+            rest = block[end:]
+            if len(rest) > (LONGEST_ROW if more else 0):
+                raise InputError(f"{self.path} line {line}: a quote that is never closed, or a row without an end")
+            if end:
+                marks.append((row + len(starts), line + block.count(b"\n", 0, end), offset + end))
+        return marks[-1][0], marks
 
     def read(self, start: int, stop: int, marks: list[Mark]) -> Iterator[Chunk]:
-        mark = marks[bisect.bisect_right(marks, start, key=lambda mark: mark[0]) - 1]
-        row = mark[0]
-        for block, ends, _, line in self._blocks(mark):
-            low, high = max(start - row, 0), min(stop - row, len(ends))
-            if low < high:
-                begin = int(ends[low - 1]) if low else 0
-                piece = block[begin : int(ends[high - 1])]
-                yield self._chunk(piece, row + low, line + block.count(b"\n", 0, begin), high - low)
-            row += len(ends)
-            if row >= stop:
-                return
-        raise InputError(f"{self._path} is cut short: {row} rows are left of {stop}")
+        first = bisect.bisect_right(marks, start, key=lambda mark: mark[0]) - 1
+        for (row, line, offset), (after, _, end) in itertools.pairwise(marks[first:]):
+            if mine := range(max(row, start), min(after, stop)):
+                self._file.seek(offset)
+                yield self._block(self._file.read(end - offset), range(row, after), line, mine)
 
-    def _blocks(self, mark: Mark) -> Iterator[tuple[bytes, Array, int, int]]:
-        """Whole rows from a mark on: their bytes, the end of each, and the byte and line where they start."""
-        _, line, offset = mark
-        self._file.seek(offset)
-        rest, more = b"", True
-        while more:
-            more = bool(data := self._file.read(BLOCK))
-            block = rest + data + b"\n" * (not more and bool(rest) and not rest.endswith(b"\n"))
-            ends, last = _row_ends(block)
-            if len(block) - last > (LONGEST_ROW if more else 0):
-                raise InputError(f"{self._path} line {line}: a quote that is never closed, or a row without an end")
-            if last:
-                yield block[:last], ends, offset, line
-                offset, line = offset + last, line + block.count(b"\n", 0, last)
-            rest = block[last:]
+    def _block(self, data: bytes, held: range, line: int, mine: range) -> Chunk:
+        """The rows `mine` of a block that starts at a line and holds the rows `held`."""
+        odd: dict[int, str] = {}
 
-    def _chunk(self, piece: bytes, first: int, line: int, count: int) -> Chunk:
-        """Parse whole rows at once; where that fails, or a row is bad, row by row."""
-        import pyarrow as pa
-        import pyarrow.csv as pa_csv
-
-        if any(feature.values for feature in self._wanted.takes.features or []):
-            return self._row_by_row(piece, first, line, count)  # names of categories, which may look like numbers
-        names = [feature.name for feature in self._wanted.takes.features or []]
-        types = dict.fromkeys(self._columns, pa.string()) | dict.fromkeys(names, pa.float64())
-        try:
-            table = pa_csv.read_csv(
-                pa.BufferReader(piece),
-                pa_csv.ReadOptions(column_names=self._header, use_threads=False, block_size=len(piece) + 1),
-                pa_csv.ParseOptions(newlines_in_values=True),
-                pa_csv.ConvertOptions(column_types=types, include_columns=list(types)),
+        def leave_out(found: Any) -> str:
+            odd[held.start + found.number - 1] = (
+                f"{found.actual_columns} columns, the header has {found.expected_columns}"
             )
-        except pa.ArrowInvalid:
-            return self._row_by_row(piece, first, line, count)
-        chunk = _of_table(table, first, self._path, self._wanted)
-        if chunk.bad or table.num_rows != count:
-            return self._row_by_row(piece, first, line, count)
-        return chunk
+            return "skip"
 
-    def _row_by_row(self, piece: bytes, first: int, line: int, count: int) -> Chunk:
-        import pyarrow as pa
-
-        lines = csv.reader(io.StringIO(piece.decode("utf-8", "surrogateescape"), newline=""))
-        good, bad, values = [], [], []
-        for number in itertools.count(first):
-            row = next((row for row in lines if row), None)
-            if row is None:
-                break
-            try:
-                values.append(self._values(row))
-                good.append((number, [row[i] for i in self._columns.values()]))
-            except ValueError as error:
-                bad.append(BadRow(str(self._path), number, line + lines.line_num - 1, str(error)))
-        if len(good) + len(bad) != count:
-            raise InputError(f"{self._path} after line {line}: a line ends in neither \\n nor \\r\\n")
-        rows = np.array(values, np.float32).reshape(-1, *self._wanted.takes.shape)
-        columns = dict(zip(self._columns, zip(*(row for _, row in good), strict=True), strict=False))
-        labels = _codes(list(columns.get("label", [""] * len(good))), self._wanted.classes)
-        kept = {name: pa.array(columns.get(name, []), pa.string()) for name in self._wanted.keep}
-        return Chunk(rows, np.array([number for number, _ in good], np.int64), labels, kept, bad)
-
-    def _values(self, row: list[str]) -> list[float]:
-        """The model's columns of a row. Raises ValueError with the reason when the row is bad."""
-        if len(row) != len(self._header):
-            raise ValueError(f"{len(row)} columns, the header has {len(self._header)}")
-        try:
-            "".join(row[i] for i in self._columns.values()).encode()
-        except UnicodeEncodeError:
-            raise ValueError("not UTF-8") from None
-        values = []
-        for feature in self._wanted.takes.features or []:
-            values.append(feature.number(row[self._columns[feature.name]]))
-        if self._label and _codes([name := row[self._columns["label"]]], self._wanted.classes)[0] == UNKNOWN:
-            raise ValueError(_unknown("", 0, name, self._wanted).reason)
-        return values
+        clean = data.decode(errors="replace").encode()
+        table = pa_csv.read_csv(
+            pa.BufferReader(clean),
+            pa_csv.ReadOptions(column_names=self._header, use_threads=False, block_size=len(clean) + 1),
+            pa_csv.ParseOptions(newlines_in_values=True, invalid_row_handler=leave_out),
+            pa_csv.ConvertOptions(
+                column_types=dict.fromkeys(self._columns, pa.string()), include_columns=self._columns
+            ),
+        )
+        if table.num_rows + len(odd) != len(held):
+            raise InputError(f"{self.path} after line {line}: a quote within a value, or a line end that isn't \\n")
+        numbers = np.setdiff1d(held, list(odd), assume_unique=True)
+        low, high = np.searchsorted(numbers, [mine.start, mine.stop])
+        columns = {name: table[name].slice(low, high - low).combine_chunks() for name in self._columns}
+        broken: Reasons = {}
+        for name, cells in columns.items() if clean != data else ():
+            for i in np.flatnonzero(pc.match_substring(cells, "\ufffd")):
+                broken[int(i)] = f"{name} is not UTF-8, or holds U+FFFD"
+        chunk = self._of(columns, numbers[low:high], broken)
+        bad = [*chunk.bad, *(BadRow(str(self.path), row, None, why) for row, why in odd.items() if row in mine)]
+        if bad:
+            starts, newlines = _row_starts(data + b"\n")[0], np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n"))
+            lines = line + np.searchsorted(newlines, starts)
+            bad = sorted(row._replace(line=int(lines[row.row - held.start])) for row in bad)
+        return chunk._replace(bad=bad)
 
 
-class Parquet:
+class Parquet(_Table):
     """A table with the model's columns by name, or a column `input` of lists for a model without named features."""
 
-    beside: Path | None = None
-
     def __init__(self, path: Path, wanted: Wanted) -> None:
-        import pyarrow.parquet as pq
-
         # Pages are read one after another: a row group may be larger than the memory.
         self._file = pq.ParquetFile(path, pre_buffer=False, buffer_size=BLOCK)
-        self._path, self._wanted = path, wanted
-        names = self._file.schema_arrow.names
-        self._label = "label" in names
-        _check_columns(path, wanted, names)
+        super().__init__(path, wanted, self._file.schema_arrow.names)
+        self.kept = {name: self._file.schema_arrow.field(name).type for name in wanted.keep}
 
     def survey(self) -> tuple[int, list[Mark]]:
         return self._file.metadata.num_rows, []
 
-    def kept_types(self) -> dict[str, Any]:
-        return {name: self._file.schema_arrow.field(name).type for name in self._wanted.keep}
-
     def read(self, start: int, stop: int, _: list[Mark]) -> Iterator[Chunk]:
-        sizes = [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
-        starts = list(itertools.accumulate(sizes, initial=0))
-        groups = [i for i in range(len(sizes)) if starts[i] < stop and starts[i + 1] > start]
-        row = starts[groups[0]] if groups else stop
-        columns = _columns(self._wanted, self._label)
-        for batch in self._file.iter_batches(CHUNK, row_groups=groups, columns=columns, use_threads=False):
+        sizes = [self._file.metadata.row_group(group).num_rows for group in range(self._file.num_row_groups)]
+        spans = enumerate(itertools.pairwise(itertools.accumulate(sizes, initial=0)))
+        groups = {group: first for group, (first, after) in spans if first < stop and after > start}
+        row = min(groups.values(), default=stop)
+        for batch in self._file.iter_batches(CHUNK, row_groups=[*groups], columns=self._columns, use_threads=False):
             low, high = max(start - row, 0), min(stop - row, len(batch))
             if low < high:
-                yield _of_table(batch.slice(low, high - low), row + low, self._path, self._wanted)
+                columns = {name: batch[name].slice(low, high - low) for name in self._columns}
+                yield self._of(columns, np.arange(row + low, row + high), {})
             row += len(batch)
 
 
@@ -323,35 +330,12 @@ def source(path: Path, wanted: Wanted) -> Source:
         return kind(path, wanted)
 
 
-def read(opened: Source, path: Path, start: int, stop: int, marks: list[Mark]) -> Iterator[Chunk]:
-    """The rows `start` to `stop` of a file. Raises InputError."""
-    with readable(path):
-        yield from opened.read(start, stop, marks)
-
-
 def _open(path: Path) -> IO[bytes]:
     return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
 
 
-def _columns(wanted: Wanted, label: bool) -> list[str]:
-    features = [feature.name for feature in wanted.takes.features or []] or [wanted.takes.name]
-    return list(dict.fromkeys([*features, *(["label"] if label else []), *wanted.keep]))
-
-
-def _check_columns(path: Path, wanted: Wanted, names: list[str]) -> None:
-    if not wanted.takes.features and path.suffix != ".parquet":
-        raise InputError(
-            f"{path}: the model wants idx or .npy files of images, got the header {','.join(names)[:80]!r}"
-        )
-    needed = _columns(wanted, label=False)
-    if set(needed) - set(names):
-        raise InputError(f"{path}: the columns {', '.join(needed)} are needed, got the header {','.join(names)[:80]!r}")
-    if twice := [name for name in needed if names.count(name) > 1]:
-        raise InputError(f"{path} has the column {twice[0]!r} twice")
-
-
-def _row_ends(block: bytes) -> tuple[Array, int]:
-    """Where each row that isn't blank ends, past its line end, and where the last line does."""
+def _row_starts(block: bytes) -> tuple[Array, int]:
+    """Where each row that isn't blank starts, and where the last line ends."""
     data = np.frombuffer(block, np.uint8)
     ends = np.flatnonzero(data == ord("\n"))
     if b'"' in block:  # an odd number of quotes before it: inside a quoted value
@@ -360,78 +344,24 @@ def _row_ends(block: bytes) -> tuple[Array, int]:
         return ends, 0
     starts = np.concatenate([[0], ends[:-1] + 1])
     blank = (ends == starts) | ((ends == starts + 1) & (data[starts] == ord("\r")))
-    return ends[~blank] + 1, int(ends[-1]) + 1
+    return starts[~blank], int(ends[-1]) + 1
 
 
-def _of_table(table: Any, first: int, path: Path, wanted: Wanted) -> Chunk:
-    """A chunk of a pyarrow Table or RecordBatch whose first row is the file's row `first`."""
-    import pyarrow as pa
-
-    takes, count = wanted.takes, table.num_rows
-    labels = np.full(count, UNLABELLED)
-    if takes.features:
-        names = [feature.name for feature in takes.features]
-        # A text, a date or the like isn't cast: that would accept in one chunk what is an error in the next.
-        if odd := [n for n in names if not _numeric(table.schema.field(n).type)]:
-            raise InputError(f"{path}: the column {odd[0]} holds {table.schema.field(odd[0]).type}, expected numbers")
-        values = np.stack([table[n].cast(pa.float64()).to_numpy(zero_copy_only=False) for n in names], axis=1)
-    else:
-        column = pa.chunked_array(table[takes.name]).combine_chunks()
-        flat = column.flatten()
-        if flat.type != takes.dtype or len(flat) != count * math.prod(takes.shape) or column.null_count:
-            wants = f"lists of {math.prod(takes.shape)} {takes.dtype}"
-            raise InputError(f"{path}: the column {takes.name} has {column.type}, expected {wants}")
-        values = flat.to_numpy().reshape(count, -1)
-    good, bad = _finite(values) & ~wanted.takes.no_category(values).any(axis=1), []
-    for i in np.flatnonzero(~good):
-        fits = (np.abs(values[i]) <= FLOAT32_MAX) & ~takes.no_category(values[i : i + 1])[0]
-        column = int(np.argmin(fits))
-        name = takes.features[column].name if takes.features else takes.name
-        bad.append(BadRow(str(path), first + int(i), None, _no_number(name, values[i, column])))
-    if "label" in table.schema.names:
-        encoded = pa.chunked_array(table["label"]).cast(pa.string()).combine_chunks().dictionary_encode()
-        lookup = np.append(_codes(encoded.dictionary.to_pylist(), wanted.classes), UNLABELLED)
-        labels = lookup[encoded.indices.fill_null(-1).to_numpy()]
-        for i in np.flatnonzero(labels == UNKNOWN):
-            bad.append(_unknown(str(path), first + int(i), table["label"][int(i)], wanted))
-        good &= labels != UNKNOWN
-    kept = {name: table[name] for name in wanted.keep}
-    rows = values.reshape(count, *takes.shape)
-    return _chosen(Chunk(rows, np.arange(first, first + count), labels, kept, bad), good, takes)
+def _numbers(column: Any, feature: artifact.Feature) -> Array:
+    """A column as float64, a category as the places of its values; not finite where a cell is bad."""
+    if feature.values:
+        column = pc.index_in(column.cast(pa.string()), pa.array(feature.values))
+    try:
+        numbers = column.cast(pa.float64())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # some text is no number
+        text = pc.utf8_trim_whitespace(column.cast(pa.string()))
+        numbers = pc.if_else(pc.match_substring_regex(text, NUMBER), text, "nan").cast(pa.float64())
+    return np.asarray(numbers.to_numpy(zero_copy_only=False))
 
 
-def _chosen(chunk: Chunk, good: Array, takes: artifact.Input) -> Chunk:
-    """The chunk as the model takes it, without its bad rows, each told of once."""
-    if good.all():
-        return chunk._replace(rows=chunk.rows.astype(takes.dtype, copy=False))
-    kept = {name: column.take(np.flatnonzero(good)) for name, column in chunk.kept.items()}
-    once = {row.row: row for row in reversed(chunk.bad)}
-    rows = chunk.rows[good].astype(takes.dtype, copy=False)
-    return Chunk(rows, chunk.numbers[good], chunk.labels[good], kept, sorted(once.values()))
-
-
-def _codes(names: list[str], classes: list[str]) -> npt.NDArray[np.int64]:
-    """Class indices of labels, which are a class's name or its number; nothing means unlabelled."""
+def _codes(labels: Any, classes: list[str]) -> npt.NDArray[np.int64]:
+    """Class indices of a pyarrow array: each a class's name or its number; nothing means unlabelled."""
+    encoded = labels.cast(pa.string()).dictionary_encode()
     known = {str(i): i for i in range(len(classes))} | {name: i for i, name in enumerate(classes)} | {"": UNLABELLED}
-    return np.array([known.get(name, UNKNOWN) for name in names], np.int64)
-
-
-def _finite(values: Array) -> Array:
-    """Which rows [n, …] hold only numbers that float32 has."""
-    if values.dtype.kind != "f":
-        return np.ones(len(values), bool)
-    return np.asarray((np.abs(values).reshape(len(values), -1) <= FLOAT32_MAX).all(axis=1))
-
-
-def _numeric(kind: Any) -> bool:
-    import pyarrow as pa
-
-    return any(test(kind) for test in (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal))
-
-
-def _no_number(column: str, value: object) -> str:
-    return f"{column} is {str(value)[:40]!r}, expected a finite number"
-
-
-def _unknown(file: str, row: int, name: object, wanted: Wanted) -> BadRow:
-    return BadRow(file, row, None, f"label {str(name)!r} is none of the model's ({', '.join(wanted.classes)})")
+    lookup = np.array([*(known.get(name, UNKNOWN) for name in encoded.dictionary.to_pylist()), UNLABELLED])
+    return np.asarray(lookup[encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)])

@@ -4,8 +4,7 @@ OUTPUT/_plan.json                         what is scored and how: written first,
 OUTPUT/part-00002-of-00008.parquet        a shard, there when it is whole
 OUTPUT/_skipped-00002-of-00008.jsonl      the rows it left out, if any
 OUTPUT/_metrics.json, _confusion.png      with labels
-OUTPUT/_timing.json                       the only file that differs when a job is run again
-OUTPUT/_SUCCESS                           written last
+OUTPUT/_SUCCESS                           written last; its `timing` is all that differs when a job is run again
 OUTPUT/_work/                             records, locks and unfinished files until then
 """
 
@@ -15,21 +14,23 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
-from inputs import BadRow, Chunk, InputError, Mark, Source, Wanted, expand, read, readable, source
+from inputs import Array, Chunk, InputError, Mark, Source, Wanted, expand, readable, source
 from modelkit import artifact, cpus, files
-from outputs import measures, picture, writer
+from outputs import Writer, measures, picture
 
 BATCH = 256  # rows onnxruntime gets at once: more don't fit the cache. The same everywhere, for the same bytes
 SHARD_ROWS = 2**18  # of a shard where their number isn't given
 QUIET = 10.0  # seconds between two lines of progress
 PLAN, SUCCESS, WORK = "_plan.json", "_SUCCESS", "_work"
+
+Load = Callable[[str | None], artifact.Model]
 
 
 class JobError(Exception):
@@ -84,20 +85,21 @@ class Plan(msgspec.Struct, frozen=True):
     def rows(self) -> int:
         return sum(part.rows for part in self.inputs)
 
-    def parts(self, shard: int) -> Iterator[tuple[int, int, int, int]]:
+    def parts(self, shard: int) -> Iterator[tuple[Input, int, int, int]]:
         """Of a shard: input, the rows start to stop of it, and the number that its first row has in the output."""
         low, high = self.rows * shard // self.shards, self.rows * (shard + 1) // self.shards
         before = 0
-        for number, part in enumerate(self.inputs):
+        for part in self.inputs:
             start, stop = max(low - before, 0), min(high - before, part.rows)
             if start < stop:
-                yield number, start, stop, before
+                yield part, start, stop, before
             before += part.rows
 
 
 class Record(msgspec.Struct, frozen=True):
-    """A shard that is done: bad rows left out, and counts of the others [label, predicted], unlabelled ones last."""
+    """A shard that is done: bad rows left out, and counts of the others [label, predicted], unlabelled last."""
 
+    rows: int
     skipped: int
     counts: list[list[int]]
     began: float
@@ -110,137 +112,110 @@ class Job:
 
     def __init__(self, output: Path, plan: Plan, model: artifact.Model) -> None:
         self.output, self.plan, self.model = output, plan, model
-        manifest = model.manifest
-        self._wanted = Wanted(manifest.input, manifest.classes, plan.request.keep)
-        self._sources: dict[int, Source] = {}
+        self._wanted = Wanted(model.manifest.input, model.manifest.classes, plan.request.keep)
+        self._sources: dict[str, Source] = {}
 
-    def done(self, shard: int) -> Record | None:
-        """The record of a shard that is whole."""
-        with contextlib.suppress(FileNotFoundError):
-            return msgspec.json.decode((self.output / WORK / f"{shard:05}.json").read_bytes(), type=Record)
-        return None
+    def over(self, shard: int) -> bool:
+        """Whether a shard is done, or the whole job, whose records are gone then."""
+        return self._file(shard, "json").exists() or finished(self.output)
 
     def work(self, mine: range, show: int) -> None:
         """Score the shards that no process has scored or is scoring, then those whose process was killed meanwhile.
 
         Prints the predictions of the rows below `show`. Raises InputError, OSError, LockError.
         """
-        for wait in (0.0, -1.0):
-            for shard in mine:
-                try:
-                    if not self._over(shard):
-                        with files.locked(self.output / WORK / f"{shard:05}.lock", wait):
-                            if not self._over(shard):
-                                self._score(shard, show)
-                except files.LockError:
-                    if wait:
-                        raise
-                except FileNotFoundError:
-                    if not finished(self.output):  # then another process has just tidied up
-                        raise
+        for wait, busy in ((0.0, [files.LockError]), (-1.0, [])):
+            for shard in (shard for shard in mine if not self.over(shard)):
+                with contextlib.suppress(*busy), files.locked(self._file(shard, "lock"), wait):
+                    if not self.over(shard):
+                        self._score(shard, show)
 
     def finish(self) -> bool:
         """Write what tells of the whole job, and _SUCCESS, when all shards are done. Whether they are."""
         with files.locked(self.output / ".lock"):
-            if finished(self.output):
-                return True
-            records = [record for shard in range(self.plan.shards) if (record := self.done(shard))]
-            if len(records) < self.plan.shards:
-                return False
-            self._check(range(len(self.plan.inputs)))
-            self._tell(records)
-            _tidy(self.output)
+            if not finished(self.output):
+                paths = [self._file(shard, "json") for shard in range(self.plan.shards)]
+                if not all(path.exists() for path in paths):
+                    return False
+                _check(self.plan.inputs)
+                self._tell([msgspec.json.decode(path.read_bytes(), type=Record) for path in paths])
+            shutil.rmtree(self.output / WORK, ignore_errors=True)
             return True
 
-    def _over(self, shard: int) -> bool:
-        return bool(self.done(shard)) or finished(self.output)
+    def _file(self, shard: int, ending: str) -> Path:
+        return self.output / WORK / f"{shard:05}.{ending}"
 
-    def _name(self, shard: int) -> str:
-        return f"{shard:05}-of-{self.plan.shards:05}"
-
-    def _check(self, numbers: Any) -> None:
-        for number in numbers:
-            for pin in (self.plan.inputs[number].file, self.plan.inputs[number].labels):
-                if pin:
-                    pin.check()
-
-    def _open(self, number: int) -> Source:
+    def _open(self, part: Input) -> Source:
         """An input, opened once: a .gz is then read on from where the shard before ended."""
-        if number not in self._sources:
-            path = Path(self.plan.inputs[number].file.path)
-            opened = self._sources[number] = source(path, self._wanted)
-            if self._wanted.keep and opened.kept_types() != (first := self._open(0).kept_types()):
-                raise InputError(f"{path}: {opened.kept_types()} to keep, but {first} in the first input")
-        return self._sources[number]
+        if part.file.path not in self._sources:
+            opened = self._sources[part.file.path] = source(Path(part.file.path), self._wanted)
+            if opened.kept != (first := self._open(self.plan.inputs[0]).kept):
+                raise InputError(f"{opened.path}: {opened.kept} to keep, but {first} in the first input")
+        return self._sources[part.file.path]
 
-    def _chunks(self, shard: int) -> Iterator[tuple[int, Chunk]]:
-        for number, start, stop, before in self.plan.parts(shard):
-            part = self.plan.inputs[number]
-            for chunk in read(self._open(number), Path(part.file.path), start, stop, part.marks):
-                yield before, chunk
+    def _chunks(self, shard: int) -> Iterator[Chunk]:
+        """The rows of a shard, numbered through all inputs."""
+        for part, start, stop, before in self.plan.parts(shard):
+            with readable(Path(part.file.path)):
+                for chunk in self._open(part).read(start, stop, part.marks):
+                    yield chunk._replace(numbers=chunk.numbers + before)
 
     def _score(self, shard: int, show: int) -> None:
         """Score a shard, and commit it by renaming: what it left out, itself, and then its record."""
         began, told = time.time(), time.monotonic()
-        request, classes, name, work = self.plan.request, self._wanted.classes, self._name(shard), self.output / WORK
-        numbers = [number for number, *_ in self.plan.parts(shard)]
-        self._check(numbers)
-        part, skipped = work / f"{shard:05}.part", work / f"{shard:05}.skipped"
-        counts = np.zeros((len(classes) + 1, len(classes)), np.int64)
-        bad = 0
+        request, classes = self.plan.request, self._wanted.classes
+        inputs = [part for part, *_ in self.plan.parts(shard)]
+        _check(inputs)
+        part, skipped = self._file(shard, "part"), self._file(shard, "skipped")
+        counts, bad = np.zeros((len(classes) + 1, len(classes)), np.int64), 0
         with part.open("wb") as file, skipped.open("wb") as left:
-            kept = self._open(0).kept_types() if request.keep else {}
-            with contextlib.closing(writer(request.format, file, classes, request.probabilities, kept)) as out:
-                for before, chunk in self._chunks(shard):
-                    if chunk.bad:
-                        _leave_out(chunk.bad, request.on_error, left)
-                        bad += len(chunk.bad)
-                    if not len(chunk.rows):
-                        continue
-                    spans = range(0, len(chunk.rows), BATCH)
-                    probabilities = np.concatenate([self.model.predict(chunk.rows[i : i + BATCH]) for i in spans])
-                    best, row = probabilities.argmax(axis=1), chunk.numbers + before
-                    out.write(row, best, probabilities, chunk.kept)
-                    if row[0] < show:
-                        _show(row, best, classes, show)
-                    pairs = chunk.labels % len(counts) * len(classes) + best  # UNLABELLED is the last
-                    counts += np.bincount(pairs, minlength=counts.size).reshape(counts.shape)
+            kept = self._open(self.plan.inputs[0]).kept
+            try:
+                out = Writer(request.format, file, classes, request.probabilities, kept)
+            except ValueError as error:
+                raise InputError(f"{', '.join(kept)} can't be kept in {request.format}: {error}") from error
+            with contextlib.closing(out):
+                for chunk in self._chunks(shard):
+                    if chunk.bad and request.on_error == "fail":
+                        raise InputError(f"{chunk.bad[0]}; --on-error skip leaves such rows out")
+                    left.write(msgspec.json.Encoder().encode_lines(row._asdict() for row in chunk.bad))
+                    bad += len(chunk.bad)
+                    if len(chunk.rows):
+                        probabilities = self._probabilities(chunk.rows)
+                        best = probabilities.argmax(axis=1)
+                        out.write(chunk.numbers, best, probabilities, chunk.kept)
+                        _show(chunk.numbers, best, classes, show)
+                        np.add.at(counts, (chunk.labels, best), 1)  # UNLABELLED is the last
                     if time.monotonic() - told > QUIET:
-                        told, rows = time.monotonic(), int(counts.sum())
-                        print(f"shard {shard}: {rows} rows, {rows / (time.time() - began):.0f} rows/s", flush=True)
+                        told = time.monotonic()
+                        print(f"shard {shard}: {_pace(counts, began)}", flush=True)
             for written in (file, left):
                 written.flush()
                 os.fsync(written.fileno())
-        self._check(numbers)
+        _check(inputs)
+        name = f"{shard:05}-of-{self.plan.shards:05}"
         if bad:
             skipped.replace(self.output / f"_skipped-{name}.jsonl")
         part.replace(self.output / f"part-{name}.{request.format}")
         files.sync_folder(self.output)
-        rows, seconds = int(counts.sum()), time.time() - began
-        record = Record(bad, counts.tolist(), began, seconds, platform.node())
-        files.write(work / f"{shard:05}.json", msgspec.json.encode(record))
-        done = sum(1 for other in range(self.plan.shards) if (work / f"{other:05}.json").exists())
+        record = Record(int(counts.sum()), bad, counts.tolist(), began, time.time() - began, platform.node())
+        files.write(self._file(shard, "json"), msgspec.json.encode(record))
+        done = sum(self.over(other) for other in range(self.plan.shards))
         left_out = f", {bad} bad ones left out" if bad else ""
-        print(
-            f"shard {shard}: {rows} rows{left_out} in {seconds:.2f} s ({rows / seconds:.0f} rows/s), "
-            f"{done} of {self.plan.shards} shards done",
-            flush=True,
-        )
+        print(f"shard {shard}: {_pace(counts, began)}{left_out}, {done} of {self.plan.shards} shards done", flush=True)
+
+    def _probabilities(self, rows: Array) -> Array:
+        return np.concatenate([self.model.predict(rows[i : i + BATCH]) for i in range(0, len(rows), BATCH)])
 
     def _tell(self, records: list[Record]) -> None:
-        plan, classes, output = self.plan, self._wanted.classes, self.output
+        plan, classes = self.plan, self._wanted.classes
         counts = np.sum([record.counts for record in records], axis=0)
-        confusion, rows = counts[:-1], int(counts.sum())
+        confusion, rows = counts[:-1], sum(record.rows for record in records)
+        seconds = max(record.began + record.seconds for record in records) - min(record.began for record in records)
         success: dict[str, Any] = {
             "model": plan.request.model,
             "digest": plan.digest,
-            "inputs": [
-                {"path": part.file.path, "sha256": part.file.sha256, "rows": part.rows}
-                | ({"labels": part.labels.path, "labels_sha256": part.labels.sha256} if part.labels else {})
-                for part in plan.inputs
-            ],
-            "format": plan.request.format,
-            "shards": plan.shards,
+            "inputs": [{"file": part.file, "labels": part.labels, "rows": part.rows} for part in plan.inputs],
             "rows": rows,
             "skipped": sum(record.skipped for record in records),
             "classes": dict(zip(classes, counts.sum(axis=0).tolist(), strict=True)),
@@ -249,77 +224,64 @@ class Job:
             found = measures(confusion, classes)
             success |= {"labelled": found["rows"], "accuracy": found["accuracy"]}
             title = f"{plan.request.model} {plan.digest[:12]}: accuracy {found['accuracy']:.4f} of {found['rows']} rows"
-            _put(output, "_metrics.json", _json(found))
-            _put(output, "_confusion.png", picture(confusion, classes, title))
-        began, ended = min(r.began for r in records), max(r.began + r.seconds for r in records)
-        timing = {
-            "began": began,
-            "ended": ended,
-            "seconds": ended - began,
-            "rows_per_second": rows / max(ended - began, 1e-9),
-            "shards": [
-                {"rows": int(np.sum(r.counts)), "began": r.began, "seconds": r.seconds, "host": r.host} for r in records
-            ],
-        }
-        _put(output, "_timing.json", _json(timing))
-        _put(output, SUCCESS, _json(success))
+            _put(self.output, "_metrics.json", _json(found))
+            _put(self.output, "_confusion.png", picture(confusion, classes, title))
+        success["timing"] = {"seconds": seconds, "rows_per_second": rows / max(seconds, 1e-9), "shards": records}
+        _put(self.output, SUCCESS, _json(success))
 
 
 def finished(output: Path) -> bool:
+    """Whether a job's output is whole."""
     return (output / SUCCESS).exists()
 
 
-def begin(
-    output: Path, request: Request, digest: str | None, load: Callable[[str | None], artifact.Model]
-) -> Job | None:
+def begin(output: Path, request: Request, digest: str | None, load: Load) -> Job | None:
     """Take up the job in a folder, or plan it there; None when it is complete already.
 
     `load` gives the model of a digest, for None the current one. Raises JobError when the folder has another job's
-    output, InputError, OSError, LockError.
+    output, InputError, OSError, LockError; without a plan then, no folder is left behind.
     """
+    made = [folder for folder in (output, *output.parents) if not folder.exists()]
     output.mkdir(parents=True, exist_ok=True)
     with files.locked(output / ".lock"):
-        complete = finished(output)
         try:
-            plan = msgspec.json.decode((output / PLAN).read_bytes(), type=Plan)
-        except FileNotFoundError:
-            if left := sorted(path.name for path in output.iterdir() if path.name not in (".lock", WORK)):
-                raise JobError(f"{output} holds something else ({left[0]}): give another --output") from None
-            (output / WORK).mkdir(exist_ok=True)
-            model = load(digest)
-            plan = _plan(request, model)
-            _put(output, PLAN, _json(plan))
-            print(f"planned   {plan.rows} rows, {len(plan.inputs)} files, {plan.shards} shards", flush=True)
-            return Job(output, plan, model)
-        except msgspec.DecodeError as error:
-            raise JobError(f"{output / PLAN} is damaged ({error}): remove {output}") from error
-        differs = [
-            f"{name} {held}, not {asked}"
-            for name in Request.__struct_fields__
-            if (held := getattr(plan.request, name)) != (asked := getattr(request, name))
-        ]
-        planned = {part.file.path for part in plan.inputs}
-        named: list[Path] = []
-        with contextlib.suppress(InputError) if complete else contextlib.nullcontext():  # those of a done job may go
-            named = expand(request.inputs)
-        if new := [str(path) for path in named if str(path) not in planned]:
+            if (output / PLAN).exists():
+                return _resume(output, request, digest, load)
+            return _plan(output, request, load(digest))
+        except BaseException:
+            if not (output / PLAN).exists():
+                (output / ".lock").unlink()
+                with contextlib.suppress(OSError):  # it isn't empty
+                    for folder in made:
+                        folder.rmdir()
+            raise
+
+
+def _resume(output: Path, request: Request, digest: str | None, load: Load) -> Job | None:
+    try:
+        plan = msgspec.json.decode((output / PLAN).read_bytes(), type=Plan)
+    except msgspec.DecodeError as error:
+        raise JobError(f"{output / PLAN} is damaged ({error}): remove {output}") from error
+    pairs = [(name, getattr(plan.request, name), getattr(request, name)) for name in Request.__struct_fields__]
+    differs = [f"{name} {held}, not {asked}" for name, held, asked in pairs if held != asked]
+    if digest and not plan.digest.startswith(digest):
+        differs.append(f"version {plan.digest[:12]}, not {digest[:12]}")
+    if differs:
+        raise JobError(f"{output} is another job's ({'; '.join(differs)}): give another --output")
+    complete, planned = finished(output), {part.file.path for part in plan.inputs}
+    with contextlib.suppress(InputError) if complete else contextlib.nullcontext():  # those of a done job may go
+        if new := [str(path) for path in expand(request.inputs) if str(path) not in planned]:
             raise JobError(f"{output} was begun without {new[0]}: give another --output, or move the file away")
-        if digest and not plan.digest.startswith(digest):
-            differs.append(f"version {plan.digest[:12]}, not {digest[:12]}")
-        if differs:
-            raise JobError(f"{output} is another job's ({'; '.join(differs)}): give another --output")
-        for part in plan.inputs:
-            if not complete or Path(part.file.path).exists():
-                part.file.check()
-        if complete:
-            _tidy(output)
-            return None
-    return Job(output, plan, load(plan.digest))
+    _check(part for part in plan.inputs if not complete or Path(part.file.path).exists())
+    if complete:
+        shutil.rmtree(output / WORK, ignore_errors=True)
+    return None if complete else Job(output, plan, load(plan.digest))
 
 
 def summary(output: Path) -> str:
     """What _SUCCESS and _timing.json say, for a person."""
-    done, timing = (msgspec.json.decode((output / name).read_bytes()) for name in (SUCCESS, "_timing.json"))
+    done = msgspec.json.decode((output / SUCCESS).read_bytes())
+    timing = done["timing"]
     lines = [f"scored    {done['rows']} rows in {timing['seconds']:.2f} s ({timing['rows_per_second']:.0f} rows/s)"]
     if done["skipped"]:
         lines.append(f"left out  {done['skipped']} bad rows: see {output}/_skipped-*.jsonl")
@@ -329,33 +291,40 @@ def summary(output: Path) -> str:
     return "\n".join([*lines, f"model     {done['model']} {done['digest']}", f"output    {output}"])
 
 
-def _plan(request: Request, model: artifact.Model) -> Plan:
-    paths = expand(request.inputs)
+def _plan(output: Path, request: Request, model: artifact.Model) -> Job:
+    if left := sorted(path.name for path in output.iterdir() if path.name not in (".lock", WORK)):
+        raise JobError(f"{output} holds something else ({left[0]}): give another --output")
     wanted = Wanted(model.manifest.input, model.manifest.classes, request.keep)
     with ThreadPoolExecutor(cpus()) as pool:  # digests, of several files at a time
-        inputs = list(pool.map(lambda path: _input(path, wanted), paths))
+        inputs = list(pool.map(lambda path: _input(path, wanted), expand(request.inputs)))
     rows = sum(part.rows for part in inputs)
     if not rows:
         raise InputError(f"there is no row in {', '.join(request.inputs)}")
-    return Plan(request, model.manifest.digest, inputs, request.shards or -(-rows // SHARD_ROWS))
+    plan = Plan(request, model.manifest.digest, inputs, request.shards or -(-rows // SHARD_ROWS))
+    (output / WORK).mkdir(exist_ok=True)
+    _put(output, PLAN, _json(plan))
+    print(f"planned   {rows} rows, {len(inputs)} files, {plan.shards} shards", flush=True)
+    return Job(output, plan, model)
 
 
 def _input(path: Path, wanted: Wanted) -> Input:
-    file = _pin(path)
-    opened = source(path, wanted)
+    file, opened = _pin(path), source(path, wanted)
     with readable(path):
         rows, marks = opened.survey()
     file.check()
+    print(f"note      {opened.note}\n" if opened.note else "", end="", flush=True)
     return Input(file, _pin(opened.beside) if opened.beside else None, rows, marks)
 
 
 def _pin(path: Path) -> Pin:
-    try:
-        with path.open("rb") as file:
-            found = os.fstat(file.fileno())
-            return Pin(str(path), found.st_size, found.st_mtime_ns, hashlib.file_digest(file, "sha256").hexdigest())
-    except OSError as error:
-        raise InputError(f"{path} can't be read: {error.strerror}") from error
+    with readable(path), path.open("rb") as file:
+        found = os.fstat(file.fileno())
+        return Pin(str(path), found.st_size, found.st_mtime_ns, hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def _check(inputs: Iterable[Input]) -> None:
+    for pin in (pin for part in inputs for pin in (part.file, part.labels) if pin):
+        pin.check()
 
 
 def _put(output: Path, name: str, data: bytes) -> None:
@@ -365,26 +334,16 @@ def _put(output: Path, name: str, data: bytes) -> None:
     files.sync_folder(output)
 
 
-def _tidy(output: Path) -> None:
-    """Remove _work, at once for a process that is about to look into it."""
-    with contextlib.suppress(FileNotFoundError):
-        (output / WORK).rename(output / "._work")
-    shutil.rmtree(output / "._work", ignore_errors=True)
-
-
-def _leave_out(bad: list[BadRow], on_error: str, file: Any) -> None:
-    if on_error == "fail":
-        first = bad[0]
-        place = f"line {first.line}" if first.line else f"row {first.row}"
-        raise InputError(f"{first.file} {place}: {first.reason}; --on-error skip leaves such rows out")
-    file.write(msgspec.json.Encoder().encode_lines(row._asdict() for row in bad))
+def _pace(counts: Array, began: float) -> str:
+    rows, seconds = int(counts.sum()), time.time() - began
+    return f"{rows} rows in {seconds:.2f} s ({rows / seconds:.0f} rows/s)"
 
 
 def _show(numbers: Any, best: Any, classes: list[str], show: int) -> None:
-    for number, k in zip(numbers.tolist(), best.tolist(), strict=True):
-        if number < show:
-            name = f" ({classes[k]})" if classes[k] != str(k) else ""
-            print(f"Sample {number}: predicted class = {k}{name}", flush=True)
+    first = numbers < show
+    for number, k in zip(numbers[first].tolist(), best[first].tolist(), strict=True):
+        name = f" ({classes[k]})" if classes[k] != str(k) else ""
+        print(f"Sample {number}: predicted class = {k}{name}", flush=True)
 
 
 def _json(value: Any) -> bytes:

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import NoReturn
 
 from modelkit import artifact, cpus, files, store  # isort: skip - before numpy: it settles the number of threads
 
@@ -37,33 +38,37 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--shard-index is 0 to {args.shards - 1} with --shards {args.shards}, not {args.shard_index}")
     mnist = Path(os.environ.get("NAS_DATA", "/data")).absolute() / "mnist" / "t10k-images-idx3-ubyte.gz"
     inputs = [str((mnist if name == "mnist-test" else Path(name)).absolute()) for name in args.input]
+    status = 1
     try:
         if str(mnist) in inputs and not mnist.exists():
             raise InputError(f"the MNIST test set is not at {mnist}; get it with: nas data mnist")
         kept = store.Store(args.store, args.model)
         request = job.Request(
-            args.model, inputs, args.format, args.probabilities, args.keep or [], args.on_error, args.shards
+            args.model, inputs, args.format, args.probabilities, args.keep, args.on_error, args.shards
         )
         found = job.begin(args.output, request, args.digest, lambda digest: _load(kept, digest, args.wait))
         done = not found or _share(found, args, words)
         if HELPER not in os.environ:
             print("" if found else "complete already\n", end="")
             print(job.summary(args.output) if done else "the other shards are not done yet: the last one ends the job")
+        return 0
     except (InputError, job.JobError) as error:
         message, status = str(error), REFUSED
     except (store.StoreError, artifact.ArtifactError, files.LockError) as error:
-        message, status = str(error), 1
+        message = str(error)
     except OSError as error:
-        message, status = store.explain(error, args.output), 1
-    else:
-        return 0
+        message = store.explain(error, args.output)
     print(f"error: {message}", file=sys.stderr)
     return status
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    style = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLE, formatter_class=style)
+    parser = _Parser(description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--store", type=Path, default=Path("/model"), help="the store's folder (default: %(default)s)")
     add("--model", required=True, help="the model's name in the store, for example mnist")
@@ -73,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--output", type=Path, required=True, help="folder for the predictions, of this job alone")
     add("--format", choices=FORMATS, default="parquet", help="of the predictions (default: %(default)s)")
     add("--probabilities", action="store_true", help="write each class's probability too")
-    add("--keep", nargs="+", metavar="COLUMN", help="columns of CSV and Parquet inputs to carry through")
+    add("--keep", nargs="+", default=[], metavar="COLUMN", help="columns of CSV and Parquet inputs to carry through")
     add("--on-error", choices=["fail", "skip"], default="fail", help="on a bad row: end, or leave it out and tell")
     add("--print", type=int, default=100, help="predictions to print (default: %(default)s)")
     add("--shards", type=int, default=0, help=f"parts of the rows (default: one for each {job.SHARD_ROWS})")
@@ -84,23 +89,22 @@ def _parser() -> argparse.ArgumentParser:
 
 def _load(kept: store.Store, digest: str | None, wait: float) -> artifact.Model:
     """The version `digest`, or the current one, waited for so many seconds if nothing is promoted yet."""
-    if digest:
-        whole = kept.version(digest).is_dir()  # a prefix is looked for in all models
-        entry = None if whole else kept.find(digest)
-        return artifact.load(entry.folder, entry.manifest.digest) if entry else kept.load(digest)
+    if digest and not kept.version(digest).is_dir():  # its start alone is looked for in all models
+        entry = kept.find(digest)
+        return artifact.load(entry.folder, entry.manifest.digest)
     end = time.monotonic() + wait
-    if wait and not kept.current():
+    if wait and not (digest or kept.current()):
         print(f"waiting   for a model of {kept.model!r} in {kept.root}, at most {wait:.0f} s", flush=True)
-    while not kept.current() and time.monotonic() < end:
+    while not (digest or kept.current()) and time.monotonic() < end:
         time.sleep(0.5)
-    return kept.load()
+    return kept.load(digest)
 
 
 def _share(found: job.Job, args: argparse.Namespace, words: list[str]) -> bool:
     """Work on the job, with helpers where there is enough to do. Whether all of it is done."""
     every = range(found.plan.shards)
     mine = every if args.shard_index is None else every[args.shard_index : args.shard_index + 1]
-    count = min(args.workers, sum(1 for shard in mine if not found.done(shard))) - 1
+    count = min(args.workers, sum(not found.over(shard) for shard in mine)) - 1
     command = [sys.executable, str(Path(__file__).absolute()), *words, "--workers=1"]
     # What a helper fails at, this process tries again and tells of. Their stdin ends when this process does.
     pipe, quiet, environment = subprocess.PIPE, subprocess.DEVNULL, os.environ | {HELPER: "1", "NAS_CPUS": "1"}

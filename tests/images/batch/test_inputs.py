@@ -22,10 +22,10 @@ NAMES = [feature.name for feature in models.IRIS.features or []]
 
 
 def read(path: Path, wanted: inputs.Wanted, start: int = 0, stop: int | None = None) -> list[inputs.Chunk]:
-    opened = inputs.source(path, wanted)
-    rows, marks = opened.survey()
-    end = rows if stop is None else stop
-    return [c._replace(rows=c.rows.copy()) for c in inputs.read(inputs.source(path, wanted), path, start, end, marks)]
+    with inputs.readable(path):
+        rows, marks = inputs.source(path, wanted).survey()
+        found = inputs.source(path, wanted).read(start, rows if stop is None else stop, marks)
+        return [chunk._replace(rows=chunk.rows.copy()) for chunk in found]
 
 
 def joined(chunks: list[inputs.Chunk]) -> tuple[list[int], list[list[float]], list[int], list[Any]]:
@@ -66,7 +66,7 @@ def as_npy(path: Path, count: int) -> None:
 def test_any_range_of_a_table_is_the_same_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, write: Callable[[Path, int], None]
 ) -> None:
-    for size, value in (("BLOCK", 257), ("MARK", 600), ("CHUNK", 7)):  # many small blocks, marks and chunks
+    for size, value in (("BLOCK", 257), ("CHUNK", 7)):  # many small blocks and chunks
         monkeypatch.setattr(inputs, size, value)
     path, count = tmp_path / name, 60
     write(path, count)
@@ -152,16 +152,30 @@ def test_categories_that_look_like_numbers_are_found_by_name_in_every_chunk(tmp_
     (tmp_path / "a.csv").write_text("floor,size\n2,3\n3,1\n")
     (chunk,) = read(tmp_path / "a.csv", wanted)
     assert chunk.rows.tolist() == [[1, 3], [2, 1]]
-    pq.write_table(pa.table({"floor": [2.0, 3.0, 0.5], "size": [1.0, 1.0, 1.0]}), tmp_path / "a.parquet")
-    (chunk,) = read(tmp_path / "a.parquet", wanted)
-    assert chunk.numbers.tolist() == [0]
-    assert [bad.row for bad in chunk.bad] == [1, 2], "only an index of the three is a category where numbers are given"
+    for floors in ([2, 3, 0], ["2", "3", "0"]):
+        pq.write_table(pa.table({"floor": floors, "size": [1.0, 1.0, 1.0]}), tmp_path / "a.parquet")
+        (chunk,) = read(tmp_path / "a.parquet", wanted)
+        assert chunk.rows.tolist() == [[1, 1], [2, 1]]
+        assert [(bad.row, bad.reason) for bad in chunk.bad] == [(2, "floor is '0', expected one of 1, 2, 3")]
+
+
+def test_an_array_holds_categories_by_their_places_and_says_so(tmp_path: Path) -> None:
+    features = [artifact.Feature("floor", 0, 2, ["1", "2", "3"]), artifact.Feature("size", 0, 9)]
+    wanted = inputs.Wanted(artifact.Input(dtype="float32", shape=[2], features=features), ["no", "yes"], [])
+    np.save(tmp_path / "a.npy", np.array([[2, 1], [3, 1], [0.5, 1], [0, 1]]))
+    (chunk,) = read(tmp_path / "a.npy", wanted)
+    assert chunk.rows.tolist() == [[2, 1], [0, 1]]
+    assert [(bad.row, bad.reason) for bad in chunk.bad] == [
+        (1, "floor is '3.0', expected one of 0 (1), 1 (2), 2 (3)"),
+        (2, "floor is '0.5', expected one of 0 (1), 1 (2), 2 (3)"),
+    ]
+    assert inputs.source(tmp_path / "a.npy", wanted).note.endswith("by their places: floor 0 (1), 1 (2), 2 (3)")
 
 
 def test_a_row_that_is_not_utf_8_is_bad_where_its_text_is_used(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(f"{','.join(NAMES)},id,more\n1,1,1,1,\xe9,\n1,1,1,1,e,\xe9\n".encode("latin-1"))
     (chunk,) = read(tmp_path / "a.csv", IRIS)
-    assert [(bad.row, bad.reason) for bad in chunk.bad] == [(0, "not UTF-8")]
+    assert [(bad.row, bad.reason) for bad in chunk.bad] == [(0, "id is not UTF-8, or holds U+FFFD")]
 
 
 def test_bad_values_and_labels_of_a_parquet_file_are_told(tmp_path: Path) -> None:
@@ -174,7 +188,7 @@ def test_bad_values_and_labels_of_a_parquet_file_are_told(tmp_path: Path) -> Non
     assert chunk.kept["id"].to_pylist() == [10, 14]
     assert chunk.labels.tolist() == [0, 2]
     assert [(bad.row, bad.reason.split(",")[0]) for bad in chunk.bad] == [
-        (1, "sepal_width is 'nan'"),
+        (1, "sepal_width is 'None'"),
         (2, "label 'rose' is none of the model's (setosa"),
         (3, "sepal_width is 'inf'"),
     ]
@@ -196,7 +210,7 @@ def test_rows_without_a_label_are_scored_and_not_compared(tmp_path: Path) -> Non
     ("text", "reason"),
     [
         (f'{",".join(NAMES)},id\n1,1,1,1,"never closed\n1,1,1,1,b\n', "line 2: a quote that is never closed"),
-        (f"{','.join(NAMES)},id\n1,1,1,1,a\r1,1,1,1,b\n", "a line ends in neither"),
+        (f"{','.join(NAMES)},id\n1,1,1,1,a\r1,1,1,1,b\n", "a quote within a value, or a line end that isn't"),
         (f"{','.join(NAMES)},id,id\n1,1,1,1,a,b\n", "has the column 'id' twice"),
     ],
 )
@@ -216,11 +230,12 @@ def test_globs_name_files_in_order_and_each_once(tmp_path: Path) -> None:
             inputs.expand([str(tmp_path / pattern) for pattern in patterns])
 
 
-def test_a_column_of_text_is_no_feature(tmp_path: Path) -> None:
-    table = {name: [1.0] for name in NAMES} | {"id": [1], "sepal_width": ["1.0"]}
+def test_text_of_a_parquet_file_is_read_as_that_of_a_csv_file(tmp_path: Path) -> None:
+    table = {name: [1.0] * 3 for name in NAMES} | {"id": [1, 2, 3], "sepal_width": ["1.5", " 2", "two"]}
     pq.write_table(pa.table(table), tmp_path / "a.parquet")
-    with pytest.raises(inputs.InputError, match="the column sepal_width holds string, expected numbers"):
-        read(tmp_path / "a.parquet", IRIS)
+    (chunk,) = read(tmp_path / "a.parquet", IRIS)
+    assert chunk.rows[:, 1].tolist() == [1.5, 2]
+    assert [(bad.row, bad.reason) for bad in chunk.bad] == [(2, "sepal_width is 'two', expected a finite number")]
 
 
 def test_an_array_in_column_order_or_of_objects_is_refused(tmp_path: Path) -> None:

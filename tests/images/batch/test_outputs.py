@@ -18,7 +18,7 @@ CLASSES = ["no", "yes"]
 def write(kind: str, pieces: list[int]) -> bytes:
     """Predictions of as many rows as the pieces have together, written piece by piece."""
     buffer, first = io.BytesIO(), 0
-    out = outputs.writer(kind, buffer, CLASSES, True, {"id": pa.string(), "size": pa.int16()})
+    out = outputs.Writer(kind, buffer, CLASSES, True, {"id": pa.string(), "size": pa.int16()})
     for count in pieces:
         numbers = np.arange(first, first + count)
         yes = (numbers % 8 / 8).astype(np.float32)
@@ -67,7 +67,7 @@ def test_row_groups_are_of_one_size_and_labels_are_text_to_readers() -> None:
 @pytest.mark.parametrize("kind", outputs.FORMATS)
 def test_a_kept_column_never_takes_the_place_of_another(kind: str) -> None:
     buffer = io.BytesIO()
-    out = outputs.writer(kind, buffer, CLASSES, False, {"label": pa.string(), "id": pa.int64()})
+    out = outputs.Writer(kind, buffer, CLASSES, False, {"label": pa.string(), "id": pa.int64()})
     out.write(np.arange(1), np.array([1]), np.array([[0, 1]]), {"label": pa.array(["no"]), "id": pa.array([7])})
     out.close()
     assert read(kind, buffer.getvalue()) == {
@@ -81,7 +81,7 @@ def test_a_kept_column_never_takes_the_place_of_another(kind: str) -> None:
 
 def test_a_part_without_rows_is_a_readable_file() -> None:
     assert pq.read_table(io.BytesIO(write("parquet", []))).num_rows == 0
-    assert write("csv", []) == b"row,class,label,p_no,p_yes,id,size\n"
+    assert write("csv", []) == b'"row","class","label","p_no","p_yes","id","size"\n'
 
 
 def test_measures_are_those_of_the_textbook() -> None:

@@ -1,7 +1,9 @@
 """The batch program: what it prints and leaves behind, and what it says of inputs it can't score."""
 
+import csv
 import gzip
 import json
+import shutil
 import signal
 import struct
 import subprocess
@@ -60,7 +62,7 @@ def test_the_mnist_test_set_is_scored_and_compared_with_its_labels(
     assert (told["rows"], told["accuracy"], told["skipped"]) == (10_000, 0.991, 0)
     (source,) = told["inputs"]  # type: ignore[misc]
     packed = (folder / "t10k-images-idx3-ubyte.gz").read_bytes()
-    assert source["sha256"] == models.artifact.digest(packed)  # type: ignore[index]
+    assert source["file"]["sha256"] == models.artifact.digest(packed)  # type: ignore[index]
     metrics = json.loads((place / "out" / "_metrics.json").read_text())
     assert metrics["classes"][0] == {"class": "0", "rows": 990, "precision": 0.99, "recall": 1.0}
     assert metrics["confusion"][9][:2] == [10, 10]
@@ -74,11 +76,14 @@ def test_rows_of_a_table_are_found_by_their_columns_names(
     table = place / "flowers.csv"
     table.write_text("\ufeff" + "\r\n".join([HEADER, *FLOWERS, "", ""]))
     assert score.main(arguments("iris", "--input", table, "--keep", "id", "--format", "csv", "--probabilities")) == 0
-    lines = (place / "out" / "part-00000-of-00001.csv").read_text().splitlines()
-    assert lines[0] == "row,class,label,p_setosa,p_versicolor,p_virginica,id"
-    found = [(*line.split(",")[:3], line.split(",")[-1]) for line in lines[1:]]
-    assert found == [("0", "0", "setosa", "a"), ("1", "2", "virginica", "b"), ("2", "1", "versicolor", "c")]
-    assert all(abs(sum(map(float, line.split(",")[3:6])) - 1) < 1e-6 for line in lines[1:])
+    lines = list(csv.reader((place / "out" / "part-00000-of-00001.csv").read_text().splitlines()))
+    assert lines[0] == ["row", "class", "label", "p_setosa", "p_versicolor", "p_virginica", "id"]
+    assert [(*line[:3], line[-1]) for line in lines[1:]] == [
+        ("0", "0", "setosa", "a"),
+        ("1", "2", "virginica", "b"),
+        ("2", "1", "versicolor", "c"),
+    ]
+    assert all(abs(sum(map(float, line[3:6])) - 1) < 1e-6 for line in lines[1:])
     assert "Sample 1: predicted class = 2 (virginica)\n" in capsys.readouterr().out
     assert not list((place / "out").glob("_metrics*"))
 
@@ -130,6 +135,21 @@ def test_a_kept_column_has_one_type_in_all_inputs(
         pq.write_table(table, place / f"{file}.parquet")
     assert score.main(arguments("iris", "--input", place / "?.parquet", "--keep", "id")) == score.REFUSED
     assert "b.parquet: {'id': DataType(string)} to keep, but {'id': DataType(int64)}" in capsys.readouterr().err
+
+
+def test_a_list_can_be_kept_where_the_format_has_lists(
+    place: Path, arguments: Arguments, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["sepal_length", "sepal_width", "petal_length", "petal_width"]
+    pq.write_table(pa.table({name: [1.0] for name in names} | {"tags": [["a", "b"]]}), place / "a.parquet")
+    words = arguments("iris", "--input", place / "a.parquet", "--keep", "tags", "--format")
+    assert score.main([*words, "csv"]) == score.REFUSED
+    error = capsys.readouterr().err
+    assert "error: tags can't be kept in csv: " in error
+    assert error.count("\n") == 1
+    shutil.rmtree(place / "out")
+    assert score.main([*words, "jsonl"]) == 0
+    assert json.loads((place / "out" / "part-00000-of-00001.jsonl").read_text())["tags"] == ["a", "b"]
 
 
 def test_a_version_is_chosen_by_the_start_of_its_digest(
@@ -214,6 +234,13 @@ REFUSALS: list[tuple[str, str, bytes, str]] = [
     ),
     ("iris", "short.csv", f"{HEADER}\n0.2,a,1\n".encode(), "short.csv line 2: 3 columns, the header has 5"),
     ("iris", "bytes.csv", f"{HEADER}\n".encode() + b"\xff\xfe", "bytes.csv line 2: 1 columns, the header has 5"),
+    ("iris", "return.csv", f"{HEADER}\n{FLOWERS[0]}\r1,2\r3\n".encode(), "return.csv after line 2: a quote within"),
+    (
+        "iris",
+        "quote.csv",
+        f'{HEADER}\n0.2,5" a,1,1,1\n0.2,6" a,1,1,1\n'.encode(),
+        "quote.csv after line 2: a quote within",
+    ),
     ("iris", "label.csv", f"{HEADER},label\n{FLOWERS[0]},rose\n".encode(), "label 'rose' is none of the model's"),
 ]
 
@@ -306,3 +333,12 @@ def test_a_shard_that_is_none_of_them_is_refused(arguments: Arguments, capsys: p
         with pytest.raises(SystemExit):
             score.main([*arguments("mnist"), *words])
     assert "--shard-index is 0 to 2 with --shards 3" in capsys.readouterr().err
+
+
+def test_a_wrong_option_is_told_in_one_sentence(arguments: Arguments, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        score.main([*arguments("mnist"), "--format", "xml"])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: argument --format: invalid choice: 'xml'")
+    assert error.count("\n") == 1
