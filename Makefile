@@ -7,21 +7,22 @@ TARGET ?= auto
 ARGS ?=
 NAS := .venv/bin/nas
 FROM ?=
+EVERY ?=
 SECONDS ?= 30
 CHECKOV := .venv/bin/uv tool run --quiet --from checkov==3.3.30 checkov --config-file .checkov.yaml
 
 ##@ Search, serve, score
 
-iris: .venv/ready ## search an Iris model and promote the best (TARGET=auto|local|microk8s|cluster)
-	@$(NAS) run values/iris.yaml --target $(TARGET) $(ARGS)
+iris: .venv/ready ## search an Iris model and promote the best (TARGET=auto|local|microk8s|cluster EVERY=6h)
+	@$(NAS) run values/iris.yaml --target $(TARGET) $(if $(EVERY),--every $(EVERY)) $(ARGS)
 
-mnist: .venv/ready ## search an MNIST model and promote the best (TARGET=…)
-	@$(NAS) run values/mnist.yaml --target $(TARGET) $(ARGS)
+mnist: .venv/ready ## search an MNIST model and promote the best (TARGET=… EVERY=…)
+	@$(NAS) run values/mnist.yaml --target $(TARGET) $(if $(EVERY),--every $(EVERY)) $(ARGS)
 
 serve: .venv/ready ## serve the promoted model over HTTP (MODEL=iris PORT=8000 TARGET=…)
 	@$(NAS) serve --model $(MODEL) --port $(PORT) --target $(TARGET) $(ARGS)
 
-batch: .venv/ready ## score a test set with the promoted model (MODEL=mnist TARGET=…)
+batch: .venv/ready ## score a test set, or files, with the promoted model (MODEL=mnist ARGS=FILE.csv TARGET=…)
 	@$(NAS) batch --model $(MODEL) --target $(TARGET) $(ARGS)
 
 models: .venv/ready ## list the models in the store (MODEL=iris TARGET=…)
@@ -99,7 +100,8 @@ lock: .venv/ready ## resolve pyproject.toml's dependencies anew into requirement
 	  --python-version 3.11 --generate-hashes --no-header "$$@"; }; \
 	compile -o requirements.txt; compile --extra dev -c requirements.txt -o requirements-dev.txt
 
-clean: ## remove all that make set up: .venv, and .nas with its models, runs and data
+clean: ## remove all that make set up: .venv, .nas with its models, runs and data, and uv's cache if it was new
+	@if [ -f .venv/made-uv-cache ]; then .venv/bin/uv cache clean --quiet; fi
 	rm -rf .venv .nas .pytest_cache .mypy_cache .ruff_cache
 	@find . -name __pycache__ -prune -exec rm -rf {} +
 
