@@ -28,8 +28,8 @@ batch: .venv/ready ## score a test set, or files, with the promoted model (MODEL
 models: .venv/ready ## list the models in the store (MODEL=iris TARGET=…)
 	@$(NAS) models list --model $(MODEL) --target $(TARGET) $(ARGS)
 
-report: .venv/ready ## write the report of the latest search (MODEL=iris)
-	@$(NAS) report --model $(MODEL) $(ARGS)
+report: .venv/ready ## write the report of the latest search (MODEL=iris TARGET=…)
+	@$(NAS) report --model $(MODEL) --target $(TARGET) $(ARGS)
 
 data: .venv/ready ## fetch MNIST, or take it from a folder (FROM=DIR)
 	@$(NAS) data mnist $(if $(FROM),--from $(FROM))
@@ -101,7 +101,7 @@ lock: .venv/ready ## resolve pyproject.toml's dependencies anew into requirement
 	compile -o requirements.txt; compile --extra dev -c requirements.txt -o requirements-dev.txt
 
 clean: ## remove all that make set up: .venv, .nas with its models, runs and data, and uv's cache if it was new
-	@if [ -f .venv/made-uv-cache ]; then .venv/bin/uv cache clean --quiet; fi
+	@if [ -f .venv/made-uv-cache ]; then rm -rf "$$(.venv/bin/uv cache dir)"; fi
 	rm -rf .venv .nas .pytest_cache .mypy_cache .ruff_cache
 	@find . -name __pycache__ -prune -exec rm -rf {} +
 
