@@ -119,7 +119,7 @@ def _figure(figure: Any, height: int = 340) -> str:
 
 def _hover(trial: Trial) -> str:
     parameters = "<br>".join(f"{name} {_number(value)}" for name, value in trial.assignments.items())
-    return f"<b>{trial.name.rsplit('-', 1)[-1]}</b> {trial.state}<br>{parameters}"
+    return f"<b>{trial.short}</b> {trial.state}<br>{parameters}"
 
 
 def _curves(history: History) -> str:
