@@ -166,7 +166,7 @@ class View:
             state = Text(trial.state + (" *best*" if trial is best else ""), colour)
             if trial.failed or (trial.state == "Running" and trial.message):
                 state.append(f" {trial.message}")
-            cells = [_number(trial.assignments[p.name]) for p in experiment.parameters]
+            cells = [number(trial.assignments[p.name]) for p in experiment.parameters]
             shown = "" if value is None else f"{value:.4f}"
             style = "bold" if trial is best else ""
             table.add_row(trial.short, *cells, self._epoch(trial), shown, state, style=style)
@@ -186,14 +186,16 @@ def next_commands(manifest: artifact.Manifest, target: str = "") -> list[str]:
 
 
 def _parameters(trial: Trial) -> str:
-    return " ".join(f"{name}={_number(value)}" for name, value in trial.assignments.items())
+    return " ".join(f"{name}={number(value)}" for name, value in trial.assignments.items())
 
 
-def _number(text: str) -> str:
+def number(value: object) -> str:
+    """Four digits of a number, whole ones in full; other text as it is, nothing for None."""
     try:
-        return f"{float(text):.4g}"
+        told = float(str(value))
     except ValueError:
-        return text
+        return str(value or "")
+    return str(int(told)) if told.is_integer() and abs(told) >= 2 else f"{told:.4g}"
 
 
 def _clock(seconds: float) -> str:
