@@ -7,28 +7,29 @@ TARGET ?= auto
 ARGS ?=
 NAS := .venv/bin/nas
 FROM ?=
+EVERY ?=
 SECONDS ?= 30
 CHECKOV := .venv/bin/uv tool run --quiet --from checkov==3.3.30 checkov --config-file .checkov.yaml
 
 ##@ Search, serve, score
 
-iris: .venv/ready ## search an Iris model and promote the best (TARGET=auto|local|microk8s|cluster)
-	@$(NAS) run values/iris.yaml --target $(TARGET) $(ARGS)
+iris: .venv/ready ## search an Iris model and promote the best (TARGET=auto|local|microk8s|cluster EVERY=6h)
+	@$(NAS) run values/iris.yaml --target $(TARGET) $(if $(EVERY),--every $(EVERY)) $(ARGS)
 
-mnist: .venv/ready ## search an MNIST model and promote the best (TARGET=…)
-	@$(NAS) run values/mnist.yaml --target $(TARGET) $(ARGS)
+mnist: .venv/ready ## search an MNIST model and promote the best (TARGET=… EVERY=…)
+	@$(NAS) run values/mnist.yaml --target $(TARGET) $(if $(EVERY),--every $(EVERY)) $(ARGS)
 
 serve: .venv/ready ## serve the promoted model over HTTP (MODEL=iris PORT=8000 TARGET=…)
 	@$(NAS) serve --model $(MODEL) --port $(PORT) --target $(TARGET) $(ARGS)
 
-batch: .venv/ready ## score a test set with the promoted model (MODEL=mnist TARGET=…)
+batch: .venv/ready ## score a test set, or files, with the promoted model (MODEL=mnist ARGS=FILE.csv TARGET=…)
 	@$(NAS) batch --model $(MODEL) --target $(TARGET) $(ARGS)
 
 models: .venv/ready ## list the models in the store (MODEL=iris TARGET=…)
 	@$(NAS) models list --model $(MODEL) --target $(TARGET) $(ARGS)
 
-report: .venv/ready ## write the report of the latest search (MODEL=iris)
-	@$(NAS) report --model $(MODEL) $(ARGS)
+report: .venv/ready ## write the report of the latest search (MODEL=iris TARGET=…)
+	@$(NAS) report --model $(MODEL) --target $(TARGET) $(ARGS)
 
 data: .venv/ready ## fetch MNIST, or take it from a folder (FROM=DIR)
 	@$(NAS) data mnist $(if $(FROM),--from $(FROM))
@@ -99,7 +100,8 @@ lock: .venv/ready ## resolve pyproject.toml's dependencies anew into requirement
 	  --python-version 3.11 --generate-hashes --no-header "$$@"; }; \
 	compile -o requirements.txt; compile --extra dev -c requirements.txt -o requirements-dev.txt
 
-clean: ## remove all that make set up: .venv, and .nas with its models, runs and data
+clean: ## remove all that make set up: .venv, .nas with its models, runs and data, and uv's cache if it was new
+	@if [ -f .venv/made-uv-cache ]; then rm -rf "$$(.venv/bin/uv cache dir)"; fi
 	rm -rf .venv .nas .pytest_cache .mypy_cache .ruff_cache
 	@find . -name __pycache__ -prune -exec rm -rf {} +
 

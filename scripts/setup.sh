@@ -49,6 +49,8 @@ if ! [ -x .venv/bin/uv ]; then
   sed -n '/^uv==/,/[^\\]$/p' requirements.txt >.venv/uv.txt
   .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .venv/uv.txt ||
     fail "uv could not be installed (see above): check the network or pip's index settings, then call make again"
+  # A cache of packages that wasn't there before is ours: `make clean` takes it away again.
+  [ -d "$(.venv/bin/uv cache dir)" ] || touch .venv/made-uv-cache
 fi
 # What no package index has: the browser that tests the server's page, and the load of bench-serving.
 debian_tools() {
@@ -70,7 +72,9 @@ if [ "${1:-}" = dev ]; then
   echo "setting up: test tools and the trainers' frameworks"
   install --require-hashes -r requirements-dev.txt
   for requirements in images/*/requirements.txt; do
-    install -r "$requirements"
+    # PyTorch's own site has builds for CPUs; PyPI, for Linux, has CUDA's alone.
+    .venv/bin/uv pip install --quiet --python .venv/bin/python --compile-bytecode --torch-backend auto \
+      -r "$requirements" 2>/dev/null || install -r "$requirements"
   done
 else
   echo "setting up: packages"

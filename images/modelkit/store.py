@@ -447,7 +447,7 @@ def _now() -> str:
 def _list(store: Store, _: argparse.Namespace) -> int:
     current, pinned = store.current(), store.pinned()
     print(f"{'':8} {'DIGEST':12} {'ACCURACY':8} {'TEST':8} {'CREATED':19} FROM")
-    for entry in store.entries():
+    for entry in sorted(store.entries(), key=lambda entry: entry.manifest.digest != current):
         manifest = entry.manifest
         mark = "current" if manifest.digest == current else "version" if entry.version else "trial"
         mark = "pinned" if manifest.digest == pinned else mark
@@ -520,7 +520,7 @@ def main(argv: list[str] | None = None, prog: str = "python3 -m modelkit.store",
         sub.set_defaults(run=run)
         return sub
 
-    command("list", _list, "List versions and trials' models, newest first.")
+    command("list", _list, "List versions and trials' models: the current one, then newest first.")
     show = command("show", _show, "Print a model's manifest.", "3f2a")
     show.add_argument("digest", nargs="?", help="the digest, or enough of its start (default: the current one's)")
     lineage = command("lineage", _lineage, "Tell where a model comes from, back to the first ancestor.", "3f2a")

@@ -238,6 +238,9 @@ def report(
     model: Model = "iris",
     form: Annotated[Form, typer.Option("--format", help="What to write.")] = Form.html,
     output: Annotated[Path | None, typer.Option(help="File; default: .nas/report/EXPERIMENT.FORMAT; -: print.")] = None,
+    target: On = AUTO,
+    release: Release = None,
+    namespace: Namespace = NAMESPACE,
 ) -> None:
     """Write what a search tried, what it cost and what came out.
 
@@ -247,7 +250,10 @@ def report(
     """
     fetch.ensure(ROOT / "scripts/nas/report")
 
-    write(history.here(Places(ROOT, HOME), model, experiment), form.value, output, HOME / "report")
+    cluster, name = _place(target, namespace, release, model)
+    here = Places(ROOT, HOME)
+    source = history.there(cluster, here, name, experiment) if cluster else history.here(here, model, experiment)
+    write(source, form.value, output, HOME / "report")
 
 
 Action = StrEnum("Action", ["list", "show", "lineage", "history", "promote", "rollback", "unpin", "verify", "gc"])

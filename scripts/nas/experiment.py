@@ -103,7 +103,8 @@ class Experiment:
         pod = self._job["spec"]["template"]["spec"]
         primary = template.get("primaryContainerName", "")
         self.container = next(c for c in pod["containers"] if c["name"] == primary or not primary)
-        self.claim_paths = [m["mountPath"] for m in self.container.get("volumeMounts", []) if _is_claim(pod, m)]
+        claims = [v["name"] for v in pod.get("volumes", []) if "persistentVolumeClaim" in v]
+        self.claim_paths = [m["mountPath"] for m in self.container.get("volumeMounts", []) if m["name"] in claims]
         self.deadline = self._job["spec"].get("activeDeadlineSeconds")
         self.backoff_limit = int(self._job["spec"].get("backoffLimit", 6))
 
@@ -184,10 +185,6 @@ class Experiment:
             return False
         best = max(values) if self.maximize else min(values)
         return self.better(rule.value, best)
-
-
-def _is_claim(pod: Manifest, mount: Manifest) -> bool:
-    return any(v["name"] == mount["name"] and "persistentVolumeClaim" in v for v in pod.get("volumes", []))
 
 
 def _substitute(node: Any, values: dict[str, str]) -> Any:

@@ -15,8 +15,8 @@ from nas.errors import NasError
 def ensure(folder: Path) -> None:
     """Install what `folder`/requirements.txt pins and this environment lacks. Raises NasError when that fails.
 
-    PyTorch comes from its own site, as the build for this machine's GPU, or for CPUs (0.8 GB) where there is none.
-    PyPI has for Linux the CUDA build alone (6 GB), which can't be imported without its CUDA libraries.
+    PyTorch comes from its own site, as the build for this machine's GPU, or for CPUs where there is none. Where that
+    site can't be reached: from PyPI, which for Linux has the CUDA build alone (it needs its CUDA libraries to start).
     """
     path = folder / "requirements.txt"
     lines = [line.split("#")[0].strip() for line in path.read_text().splitlines()] if path.exists() else []

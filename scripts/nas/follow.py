@@ -122,7 +122,7 @@ class Follower(Progress):
             if container["name"] == COLLECTOR and running and uid not in self._logs:
                 if self._pods.get(trial.name, uid) != uid:  # only the new pod's output counts
                     trial.observation = Observation()
-                    view.restarted(trial)
+                    view.note(f"trial {trial.name} starts again in a new pod")
                 self._pods[trial.name] = uid
                 self._logs[uid] = self.cluster.start("logs", "--follow", pod["metadata"]["name"], "-c", COLLECTOR)
                 threading.Thread(target=self._read, args=(trial, uid, self._logs[uid]), daemon=True).start()

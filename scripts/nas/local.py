@@ -81,7 +81,7 @@ def repeat(root: Path, home: Path, values: str, seconds: int, settings: list[str
         stamp = time.strftime("%Y%m%d-%H%M", time.gmtime())
         try:
             status = run(root, home, values, None, False, settings, f"{release_name(path)[:26].rstrip('-')}-{stamp}")
-        except (NasError, OSError) as error:
+        except (NasError, StoreError, files.LockError, OSError) as error:
             status = 1
             print(f"error: {error}", file=sys.stderr, flush=True)
         if status > 128:

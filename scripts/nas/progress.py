@@ -29,6 +29,11 @@ class Trial:
     reports: int | None = None  # epochs, where they are known from elsewhere than `observation`
 
     @property
+    def short(self) -> str:
+        """Its name without the experiment's."""
+        return self.name.rsplit("-", 1)[-1]
+
+    @property
     def failed(self) -> bool:
         return self.state in ("Failed", "MetricsUnavailable")
 
@@ -59,13 +64,12 @@ class Progress:
     @property
     def best(self) -> Trial | None:
         """The trial with the best objective so far, of those that ended."""
-        best = None
+        best, reached = None, None
         for trial in self.trials:
             value = self.experiment.value(trial.observation)
-            if trial.state not in ("Succeeded", "EarlyStopped") or value is None:
-                continue
-            if best is None or self.experiment.better(value, self.experiment.value(best.observation)):
-                best = trial
+            ended = trial.state in ("Succeeded", "EarlyStopped")
+            if ended and value is not None and self.experiment.better(value, reached):
+                best, reached = trial, value
         return best
 
 

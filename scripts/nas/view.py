@@ -68,9 +68,6 @@ class View:
         text = f"{trial.state}{after}: {self.search.experiment.metric} {value:.4f}{best}"
         self._say(trial, f"{text}{self._remaining()}")
 
-    def restarted(self, trial: Trial) -> None:
-        self._say(trial, "starts again in a new pod")
-
     def note(self, text: str) -> None:
         """Something a person should know now."""
         self.console.print(text, markup=False, soft_wrap=True)
@@ -86,7 +83,7 @@ class View:
         self.console.print(self._table(search.trials))
         if best := search.best:
             value = experiment.value(best.observation)
-            self._line("best", f"{_short(best)}: {experiment.metric} {value:.4f} with {_parameters(best)}")
+            self._line("best", f"{best.short}: {experiment.metric} {value:.4f} with {_parameters(best)}")
         spent = sum(trial.epochs(experiment.metric) for trial in search.trials)
         if most := experiment.most_epochs:
             self._line("epochs", f"{spent} of at most {most} ({spent / most:.0%})")
@@ -112,7 +109,7 @@ class View:
         self._spoke[trial.name] = time.time()
         number = self.search.trials.index(trial) + 1
         of = self.search.experiment.max_trials or "?"
-        self.note(f"[{_clock(self._elapsed)}] trial {number}/{of} {_short(trial)} {text}")
+        self.note(f"[{_clock(self._elapsed)}] trial {number}/{of} {trial.short} {text}")
 
     @property
     def _elapsed(self) -> float:
@@ -149,7 +146,7 @@ class View:
         head = Text(f"{done}/{most or '?'} trials  {_clock(self._elapsed)}")
         head.append(self._remaining().replace(", about", "  about"))
         if best and value is not None:
-            head.append(f"  best {search.experiment.metric} {value:.4f} ({_short(best)})", "bold")
+            head.append(f"  best {search.experiment.metric} {value:.4f} ({best.short})", "bold")
         bar = ProgressBar(total=most, completed=done, width=min(60, self.console.width))
         return Group(self._table(trials[-rows:]), bar, head)
 
@@ -169,10 +166,10 @@ class View:
             state = Text(trial.state + (" *best*" if trial is best else ""), colour)
             if trial.failed or (trial.state == "Running" and trial.message):
                 state.append(f" {trial.message}")
-            cells = [_number(trial.assignments[p.name]) for p in experiment.parameters]
+            cells = [number(trial.assignments[p.name]) for p in experiment.parameters]
             shown = "" if value is None else f"{value:.4f}"
             style = "bold" if trial is best else ""
-            table.add_row(_short(trial), *cells, self._epoch(trial), shown, state, style=style)
+            table.add_row(trial.short, *cells, self._epoch(trial), shown, state, style=style)
         return table
 
 
@@ -188,19 +185,17 @@ def next_commands(manifest: artifact.Manifest, target: str = "") -> list[str]:
     return commands
 
 
-def _short(trial: Trial) -> str:
-    return trial.name.rsplit("-", 1)[-1]
-
-
 def _parameters(trial: Trial) -> str:
-    return " ".join(f"{name}={_number(value)}" for name, value in trial.assignments.items())
+    return " ".join(f"{name}={number(value)}" for name, value in trial.assignments.items())
 
 
-def _number(text: str) -> str:
+def number(value: object) -> str:
+    """Four digits of a number, whole ones in full; other text as it is, nothing for None."""
     try:
-        return f"{float(text):.4g}"
+        told = float(str(value))
     except ValueError:
-        return text
+        return str(value or "")
+    return str(int(told)) if told.is_integer() and abs(told) >= 2 else f"{told:.4g}"
 
 
 def _clock(seconds: float) -> str:

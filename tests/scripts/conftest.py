@@ -12,6 +12,9 @@ from nas.progress import Trial
 
 TRAINER = """
 import os, signal, sys, time, pathlib
+if sys.argv[-1] == "--data-digest":
+    print("reading", file=sys.stderr)
+    sys.exit(print("sha256:" + "a" * 64))
 args = dict(word.removeprefix("--").split("=", 1) for word in sys.argv[1:])
 folder = pathlib.Path(args["export-path"])
 folder.mkdir(parents=True, exist_ok=True)

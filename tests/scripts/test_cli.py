@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from modelkit.store import Store
 
 ROOT = Path(__file__).parents[2]
@@ -77,10 +78,15 @@ def test_a_search_leaves_a_promoted_model_and_says_what_to_type_next(
 
 
 @pytest.mark.usefixtures("searched")
-def test_the_next_search_is_a_new_one(nas: Nas, home: Path) -> None:
-    runs = len(list((home / "runs").iterdir()))
+def test_the_next_search_is_a_new_one_that_first_tries_the_current_models_parameters(nas: Nas, home: Path) -> None:
+    runs = set((home / "runs").iterdir())
+    current = Store(home / "model", "iris").load().manifest
     assert nas("run", "iris", *QUICK).returncode == 0
-    assert len(list((home / "runs").iterdir())) == runs + 1
+    (new,) = set((home / "runs").iterdir()) - runs
+    trials = [yaml.safe_load(path.read_text()) for path in (new / "trials").iterdir()]
+    first = min(trials, key=lambda trial: trial["status"]["startTime"])
+    tried = {pair["name"]: pair["value"] for pair in first["spec"]["parameterAssignments"]}
+    assert tried == {name: current.parameters[name] for name in ("layers", "units", "lr")}
 
 
 @pytest.mark.usefixtures("searched")

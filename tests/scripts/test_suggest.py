@@ -16,10 +16,15 @@ LOG = {"min": "0.00001", "max": "0.1", "distribution": "logUniform"}
 Manifest = Callable[..., dict[str, Any]]
 
 
-def suggester(manifest: Manifest, algorithm: str, seed: str = "1", earlier: Any = (), space: Any = SPACE) -> Suggester:
+FIRST = {"layers": "3", "lr": "0.3", "activation": "tanh", "size": "64"}
+
+
+def suggester(
+    manifest: Manifest, algorithm: str, seed: str = "1", earlier: Any = (), space: Any = SPACE, first: Any = None
+) -> Suggester:
     settings = [{"name": "random_state", "value": seed}]
     described = {"algorithmName": algorithm, "algorithmSettings": settings}
-    return Suggester(Experiment(manifest(algorithm=described, parameters=space)), list(earlier))
+    return Suggester(Experiment(manifest(algorithm=described, parameters=space)), list(earlier), first)
 
 
 def draws(suggester: Suggester, count: int = 12) -> list[dict[str, str]]:
@@ -61,6 +66,23 @@ def test_trials_that_run_at_the_same_time_never_get_the_same_suggestion(manifest
 def test_a_small_space_is_exhausted_without_a_point_tried_twice(manifest: Manifest, algorithm: str) -> None:
     points = draws(suggester(manifest, algorithm, space=SPACE[1:3]), 50)
     assert len(points) == len({tuple(point.items()) for point in points}) == 10
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_current_models_parameters_are_tried_first_and_once_but_in_a_grid(
+    manifest: Manifest, algorithm: str
+) -> None:
+    points = draws(suggester(manifest, algorithm, first=FIRST))
+    assert (points[0] == {**FIRST, "lr": points[0]["lr"]}) == (algorithm != "grid")
+    assert points.count(points[0]) == 1
+    assert points != draws(suggester(manifest, algorithm)) or algorithm == "grid"
+
+
+@pytest.mark.parametrize(
+    "change", [{"layers": "2"}, {"layers": "9"}, {"lr": "0.35"}, {"activation": "elu"}, {"size": ""}, {"lr": "much"}]
+)
+def test_parameters_outside_the_space_are_not_tried(manifest: Manifest, change: dict[str, str]) -> None:
+    assert draws(suggester(manifest, "random", first=FIRST | change)) == draws(suggester(manifest, "random"))
 
 
 def test_a_resumed_search_draws_anew(manifest: Manifest) -> None:

@@ -12,11 +12,14 @@ import msgspec
 from modelkit import artifact
 from modelkit.store import Store, StoreError
 
-from nas import suggest
+from nas import artifacts, suggest
+from nas.cluster import Cluster
 from nas.engine import Places, load, recorded
 from nas.errors import NasError
 from nas.experiment import Experiment, Manifest
+from nas.follow import EXPERIMENT
 from nas.progress import Trial, read_trial
+from nas.view import meter
 
 ESTIMATORS = {"cv": "by cross-validation", "holdout": "on the validation split"}
 
@@ -52,11 +55,34 @@ def here(places: Places, model: str, name: str | None) -> Source:
     raise NasError(f"no {wanted} in {places.home / 'runs'} (there: {there}): run one, or name another")
 
 
+def there(cluster: Cluster, places: Places, release: str, name: str | None) -> Source:
+    """The search `name` of a release on a cluster, or its latest; the model's files are copied from the claim.
+
+    Raises NasError when there is none.
+    """
+    found = cluster.objects("Experiment", f"app.kubernetes.io/instance={release}")
+    found = [manifest for manifest in found if name in (None, manifest["metadata"]["name"])]
+    if not found:
+        raise NasError(f"no search {name or ''} of release {release} in namespace {cluster.namespace}")
+    manifest = max(found, key=lambda m: str(m["metadata"]["creationTimestamp"]))
+    experiment, folder = Experiment(manifest, local=False), places.home / "report" / release
+    trials = cluster.objects("Trial", f"{EXPERIMENT}={experiment.name}")
+    with artifacts.opened(cluster, places.root, release) as claim, meter("copying models") as meters:
+        claim.copy(experiment.model, folder / experiment.model, *meters)
+
+    def printed(trial: str) -> str:
+        epochs = folder / experiment.model / "trials" / experiment.name / trial / "metrics.jsonl"
+        lines = map(msgspec.json.decode, epochs.read_bytes().splitlines() if epochs.exists() else [])
+        return "".join("epoch={epoch} loss={loss!r} accuracy={accuracy!r}\n".format(**line) for line in lines)
+
+    return Source(manifest, trials, printed, Store(folder, experiment.model))
+
+
 class History:
     """A search read from its source: trials in the order they started, with every value they printed."""
 
     def __init__(self, source: Source) -> None:
-        self.experiment, self.store = Experiment(source.experiment), source.store
+        self.experiment, self.store = Experiment(source.experiment, local=False), source.store
         self.status: dict[str, Any] = source.experiment.get("status") or {}
         self.trials = sorted(map(read_trial, source.trials), key=lambda trial: trial.started)
         if not self.trials:
@@ -152,7 +178,7 @@ class History:
             "epoch": manifest.epoch if manifest else None,
             "digest": manifest.digest if manifest else None,
             "parameters": self.best.assignments,
-            "reproduce": self._command(job) if job else None,
+            "reproduce": self._command(job) if job and self.experiment.container else None,
         }
 
     def _command(self, job: Manifest) -> str:

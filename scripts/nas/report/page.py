@@ -16,6 +16,7 @@ from plotly.offline import get_plotlyjs
 
 from nas.progress import Trial
 from nas.report.history import History
+from nas.view import number
 
 COLOURS = {"Succeeded": "#5b8def", "EarlyStopped": "#e0a030", "best": "#2fa36b", "other": "#9aa0a6"}
 LEGEND = {"best": "best", "others": "Succeeded", "✕ stopped between trials": "EarlyStopped", "failed": "other"}
@@ -28,7 +29,7 @@ def page(history: History, form: str) -> str:
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, trim_blocks=True, lstrip_blocks=True)
     environment.autoescape, environment.keep_trailing_newline = form == "html", True
-    environment.filters["number"] = _number
+    environment.filters["number"] = number
     facts = history.facts()
     shown: dict[str, Any] = {**facts, **_tables(facts), "sentence": _sentence(facts)}
     if form == "html":
@@ -63,25 +64,17 @@ def _tables(facts: dict[str, Any]) -> dict[str, list[Any]]:
         ],
         "lineage_head": ["model", "made", "accuracy", "test", "trial", "why"],
         "lineage_rows": [
-            [r["digest"][:12], r["created"], _number(r["accuracy"]), _number(r["test_accuracy"]), r["trial"], r["why"]]
+            [r["digest"][:12], r["created"], number(r["accuracy"]), number(r["test_accuracy"]), r["trial"], r["why"]]
             for r in facts["lineage"]
         ],
         "trials_head": ["trial", "state", metric, "epochs", "seconds", *names, ""],
         "trials_rows": [
-            [t["trial"].rsplit("-", 1)[-1], t["state"], _number(t[metric]), t["epochs"], t["seconds"] or ""]
-            + [_number(t["parameters"].get(name)) for name in names]
+            [t["trial"].rsplit("-", 1)[-1], t["state"], number(t[metric]), t["epochs"], t["seconds"] or ""]
+            + [number(t["parameters"].get(name)) for name in names]
             + [t["message"]]
             for t in facts["trials"]
         ],
     }
-
-
-def _number(value: Any) -> str:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return str(value or "")
-    return str(int(number)) if number == int(number) and abs(number) >= 2 else f"{number:.4g}"
 
 
 def _mistakes(history: History) -> dict[str, Any]:
@@ -118,8 +111,8 @@ def _figure(figure: Any, height: int = 340) -> str:
 
 
 def _hover(trial: Trial) -> str:
-    parameters = "<br>".join(f"{name} {_number(value)}" for name, value in trial.assignments.items())
-    return f"<b>{trial.name.rsplit('-', 1)[-1]}</b> {trial.state}<br>{parameters}"
+    parameters = "<br>".join(f"{name} {number(value)}" for name, value in trial.assignments.items())
+    return f"<b>{trial.short}</b> {trial.state}<br>{parameters}"
 
 
 def _curves(history: History) -> str:

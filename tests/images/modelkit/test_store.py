@@ -320,7 +320,7 @@ def test_the_command_line_shows_what_is_there(
     base = ["--root", str(home.root), "--model", "demo"]
     assert store.main(["list", *base]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:]] == ["trial", "current"]
+    assert [line.split()[0] for line in lines[1:]] == ["current", "trial"]
     assert store.main(["verify", *base]) == 0
     assert store.main(["unpin", *base]) == 1
     assert capsys.readouterr().err == "error: 'demo' is not pinned\n"

@@ -1,9 +1,11 @@
 import base64
+import contextlib
 import copy
 import io
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +17,7 @@ import pytest
 import yaml
 from modelkit import artifact
 from modelkit.store import Store
-from nas import report
+from nas import artifacts, report
 from nas.engine import Places, Search
 from nas.errors import NasError
 from nas.experiment import Experiment
@@ -152,6 +154,32 @@ def test_katibs_own_objects_tell_the_same_story(places: Places) -> None:
         trials.append(seen)
     katib = history.Source(source.experiment, trials, source.printed, source.store)
     assert history.History(katib).facts() == history.History(source).facts()
+
+
+@pytest.mark.usefixtures("documented")
+def test_a_release_on_a_cluster_is_told_from_its_objects_and_its_claim(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local = history.here(places, "wine", None)
+
+    class Stand:  # for the cluster and for its claim
+        namespace = "nas"
+
+        def objects(self, kind: str, selector: str) -> list[dict[str, Any]]:
+            assert selector in ("app.kubernetes.io/instance=wine-nas", "katib.kubeflow.org/experiment=wine-search")
+            made = {**local.experiment["metadata"], "creationTimestamp": "2026-11-01T00:00:00Z"}
+            return [{**local.experiment, "metadata": made}] if kind == "Experiment" else local.trials
+
+        def copy(self, source: str, destination: Path, *_: Any) -> int:
+            shutil.copytree(places.store / source, destination)
+            return 1
+
+    stand: Any = Stand()
+    monkeypatch.setattr(artifacts, "opened", lambda *_: contextlib.nullcontext(stand))
+    source = history.there(stand, places, "wine-nas", None)
+    assert history.History(source).facts() == history.History(local).facts()
+    with pytest.raises(NasError, match="no search other of release wine-nas in namespace nas"):
+        history.there(stand, places, "wine-nas", "other")
 
 
 def test_worst_mistakes_are_pictures_of_what_the_model_saw() -> None:

@@ -1,0 +1,70 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from modelkit.store import Store
+from nas import chart, local
+from nas.engine import Places
+from nas.errors import NasError
+from nas.experiment import Experiment
+
+Manifest = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def values(places: Places, manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A values file that renders the small Experiment, to be run when the data changes only."""
+
+    def render(*_: Any) -> list[Any]:
+        made = manifest(name=f"toy-{len(list((places.home / 'runs').glob('*')))}", maxTrialCount=1)
+        made["metadata"]["annotations"]["nas/only-when-data-changes"] = "true"
+        return [made]
+
+    monkeypatch.setattr(chart, "render", render)
+    path = places.root / "toy.yaml"
+    path.touch()
+    return path
+
+
+def run(places: Places, values: Path) -> int:
+    return local.run(places.root, places.home, str(values), None, False, [])
+
+
+@pytest.mark.parametrize(("seen", "runs"), [("a" * 64, 0), ("b" * 64, 1)])
+def test_data_that_was_learned_from_already_starts_no_search(
+    places: Places,
+    values: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    seen: str,
+    runs: int,
+) -> None:
+    monkeypatch.setattr(Store, "has_seen", lambda _, digest: digest == seen, raising=False)
+    assert run(places, values) == 0
+    assert ("nothing to do: the data is what" in capsys.readouterr().out) == (runs == 0)
+    assert len(list((places.home / "runs").glob("*"))) == runs
+    assert not (places.store / "toy/trials/toy-0/data-digest").exists(), "nothing was trained for the question"
+
+
+def test_a_trainer_that_tells_no_digest_is_told_and_not_run(places: Places, values: Path) -> None:
+    (places.root / "images/toy-trainer/train.py").write_text("import sys; sys.exit('no such option: --data-digest')")
+    with pytest.raises(NasError, match="trainer that knows --data-digest; toy-trainer says: no such option"):
+        run(places, values)
+    assert not (places.home / "runs").exists()
+
+
+def test_the_digest_is_asked_for_with_the_trials_own_command(places: Places, manifest: Manifest) -> None:
+    assert local.data_digest(Experiment(manifest()), places) == "a" * 64
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("values/iris.yaml", "iris-nas"),
+        ("values/tutorial/mnist.yaml", "tutorial-mnist-nas"),
+        ("My_Own.yaml", "my-own-nas"),
+    ],
+)
+def test_a_release_is_named_by_its_values_file(path: str, name: str) -> None:
+    assert local.release_name(Path(path)) == name
