@@ -327,11 +327,11 @@ def images_import(
     from nas import release as release_
 
     tool = images.Builder(builder)
-    runtime = None if push else images.runtime(into, None if into else _cluster(target, NAMESPACE))
+    runtime = None
+    if not push:
+        runtime = images.Runtime(into) if into else images.detect(_cluster(target, NAMESPACE))
     for name in _named(names, everything):
         image = tool.image(images.full(name, tag))
-        if image is None:
-            raise NasError(f"{name}:{tag} isn't built yet: nas images build {name}")
         if runtime:
             release_.bring(tool, runtime, image)
         else:
@@ -353,18 +353,14 @@ def artifacts_list(
     target: On = Target.AUTO,
     namespace: Namespace = NAMESPACE,
 ) -> None:
-    """List the files on a claim: bytes, time, path.
+    """List the files on a claim: bytes, time (UTC), path.
 
     Example: nas artifacts list iris/versions --release iris-nas
     """
-    import datetime
-
     from nas import artifacts
 
     with artifacts.opened(_cluster(target, namespace), ROOT, release) as claim:
-        for entry in claim.ask("list", {"path": artifacts.there(path), "digests": False}):
-            when = datetime.datetime.fromtimestamp(entry["modified"]).isoformat(" ", "seconds")
-            print(f"{entry['size']:>12} {when} {entry['path']}")
+        print(claim.list(path), end="")
 
 
 @artifacts_app.command()
@@ -389,8 +385,8 @@ def copy(
         if not path:
             path, name = release_.current(cluster, claim, release)
         place = destination / name if destination.is_dir() else destination
-        with meter(f"copying {path}") as (told, begin):
-            count = claim.copy(path, place, told, begin)
+        with meter(f"copying {path}") as told:
+            count = claim.copy(path, place, told)
     print(f"{count} {'file' if count == 1 else 'files'} in {place}, checksums compared")
 
 
@@ -409,8 +405,8 @@ def put(
     from nas import artifacts
     from nas.view import meter
 
-    with artifacts.opened(_cluster(target, namespace), ROOT, release) as claim, meter(f"sending {source}") as meters:
-        count = claim.put(source, path, *meters)
+    with artifacts.opened(_cluster(target, namespace), ROOT, release) as claim, meter(f"sending {source}") as told:
+        count = claim.put(source, path, told)
     print(f"{count} {'file' if count == 1 else 'files'} in {path} on the claim, checksums compared")
 
 

@@ -19,7 +19,7 @@ def microk8s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_auto_is_this_machine_where_microk8s_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
-    assert choose(Target.AUTO) == (Target.LOCAL, "MicroK8s is not installed here")
+    assert choose(Target.AUTO) == (Target.LOCAL, "MicroK8s is not installed here (https://microk8s.io)")
 
 
 def test_auto_is_microk8s_when_it_has_katib(microk8s: Path) -> None:
@@ -48,7 +48,9 @@ def test_auto_is_this_machine_when_microk8s_cannot_be_used_and_asking_for_it_is_
 def test_what_keeps_a_pod_from_running_is_told_with_what_mends_it() -> None:
     waiting = {"reason": "ErrImageNeverPull", "message": "not present with pull policy of Never"}
     pod = {"status": {"containerStatuses": [{"image": "team/tabular-trainer:1", "state": {"waiting": waiting}}]}}
-    assert trouble(pod) == "ErrImageNeverPull: not present with pull policy of Never (nas images import tabular-trainer)"
+    assert (
+        trouble(pod) == "ErrImageNeverPull: not present with pull policy of Never (nas images import tabular-trainer)"
+    )
     condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "no node fits"}
     assert trouble({"status": {"conditions": [condition]}}) == "Unschedulable: no node fits"
     creating = {"image": "x", "state": {"waiting": {"reason": "ContainerCreating"}}}
