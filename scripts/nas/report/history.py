@@ -67,8 +67,8 @@ def there(cluster: Cluster, places: Places, release: str, name: str | None) -> S
     manifest = max(found, key=lambda m: str(m["metadata"]["creationTimestamp"]))
     experiment, folder = Experiment(manifest, local=False), places.home / "report" / release
     trials = cluster.objects("Trial", f"{EXPERIMENT}={experiment.name}")
-    with artifacts.opened(cluster, places.root, release) as claim, meter("copying models") as meters:
-        claim.copy(experiment.model, folder / experiment.model, *meters)
+    with artifacts.opened(cluster, places.root, release) as claim, meter("copying models") as told:
+        claim.copy(experiment.model, folder / experiment.model, told)
 
     def printed(trial: str) -> str:
         epochs = folder / experiment.model / "trials" / experiment.name / trial / "metrics.jsonl"
