@@ -1,20 +1,22 @@
 """The HTTP interface in FastAPI: routes around the live model, and their description at /docs."""
 
 import asyncio
-import math
+import itertools
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import v2
+from decode import forms
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.staticfiles import StaticFiles
 from limits import Refusal
+from live import Answer, Answers, Live
 from metrics import Exposition
-from modelkit.artifact import Input
-from service import Service
+from modelkit.artifact import Input, Manifest
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse
 
@@ -37,11 +39,11 @@ READING: dict[int | str, dict[str, Any]] = {status: PROBLEMS[status] for status 
 ASKING: dict[int | str, dict[str, Any]] = {status: problem for status, problem in PROBLEMS.items() if status != 404}
 
 
-def create_app(service: Service) -> FastAPI:
+def create_app(live: Live) -> FastAPI:
     """The application for one model of a store."""
-    live, name = service.live, service.live.store.model
-    app = FastAPI(title=f"nas: {name}", version="0.2.0", docs_url=None, redoc_url=None)
-    app.include_router(v2.router(service, ASKING, READING | {404: PROBLEMS[404]}))
+    name = live.store.model
+    app = FastAPI(title=f"nas: {name}", version=v2.VERSION, docs_url=None, redoc_url=None)
+    app.include_router(v2.router(live, ASKING, READING | {404: PROBLEMS[404]}))
     app.mount("/static", StaticFiles(directory=STATIC))
 
     @app.post("/predict/", include_in_schema=False)
@@ -52,14 +54,21 @@ def create_app(service: Service) -> FastAPI:
         Values as they were measured, pixels as whole numbers from 0 to 255: the model scales them itself. The answer
         to a list of rows has `predictions`, `labels` and a list of `probabilities`, in the rows' order.
         """
-        return Response(await service.answer(request.receive, request.scope["headers"]), media_type="application/json")
+        return Response(await live.answer(await request.body()), media_type="application/json")
 
     @app.get("/model", responses=READING)
     async def manifest() -> Response:
         """The manifest of the model that answers: its input, classes, scores, and the trial it comes from."""
-        told = msgspec.to_builtins(service.current().manifest)
-        del told["outcomes"]  # bits of validation rows, for the store's comparisons alone
-        return _json(told)
+        return _json(_told(live.current().manifest))
+
+    @app.get("/model/lineage", responses=READING)
+    async def lineage() -> Response:
+        """The manifests of the model that answers, of its parent, and so on to the first ancestor.
+
+        A parent that is no longer in the store ends the list by its digest alone.
+        """
+        line = await asyncio.to_thread(live.store.lineage, live.current().manifest.digest)
+        return _json([{"digest": one} if isinstance(one, str) else _told(one.manifest) for one in line])
 
     @app.get("/model/history", responses=READING)
     async def history(limit: int = Query(50, ge=1, le=1000)) -> Response:
@@ -74,7 +83,7 @@ def create_app(service: Service) -> FastAPI:
     @app.get("/readyz", responses={503: PROBLEMS[503]})
     async def readiness() -> Response:
         """Ready to answer. `problem` says why the version that was promoted last isn't what answers."""
-        digest = service.current().manifest.digest if service.ready == "model" or live.model else None
+        digest = live.current().manifest.digest if live.ready == "model" or live.model else None
         return _json({"ready": True, "model": name, "digest": digest, "problem": live.problem})
 
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
@@ -83,7 +92,7 @@ def create_app(service: Service) -> FastAPI:
         from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
         registry = CollectorRegistry()
-        registry.register(Exposition(service.counts, live))
+        registry.register(Exposition(live.counts, live))
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/", include_in_schema=False)
@@ -96,12 +105,7 @@ def create_app(service: Service) -> FastAPI:
 
     @app.exception_handler(Refusal)
     async def refused(_: Request, refusal: Refusal) -> Response:
-        headers = {name.decode(): value.decode() for name, value in refusal.headers}
-        return Response(refusal.body(), refusal.status, headers, "application/json")
-
-    @app.exception_handler(Exception)
-    async def bug(_: Request, __: Exception) -> Response:
-        return _json({"error": "a bug in the server: its log says more"}, 500)
+        return Response(refusal.body(), refusal.status, {k.decode(): v.decode() for k, v in refusal.headers})
 
     @app.exception_handler(HTTPException)
     async def problem(_: Request, error: HTTPException) -> Response:
@@ -116,81 +120,76 @@ def create_app(service: Service) -> FastAPI:
         """The schema, with bodies that the model takes now and what it answers to them."""
         schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
         if chosen := live.model:
-            bodies = examples(chosen.manifest.input)
-            answers = {form: chosen.answer(msgspec.json.encode(body))[0] for form, body in bodies.items()}
-            operation = schema["paths"]["/predict"]["post"]
-            content = _shown(bodies, body_schema(chosen.manifest.input, service.limits.rows))
-            binary = {"application/x-npy": {"schema": {"type": "string", "format": "binary"}}}
-            operation["requestBody"] = {"required": True, "content": content | binary}
-            answered = {form: msgspec.json.decode(answer) for form, answer in answers.items()}
-            operation["responses"]["200"]["content"] = _shown(answered, {"type": "object"})
-            v2.describe(schema, chosen)
+            takes, rows = chosen.manifest.input, msgspec.Meta(min_length=1, max_length=live.limits.rows)
+            bodies = [Annotated[form, rows] if start[1:] else form for start, form in forms(takes).items()]
+            shown = {form: (body, chosen.answer(_encode(body))[0]) for form, body in examples(takes).items()}
+            _describe(schema, ["/predict"], bodies, [Answer, Answers], shown)
+            operation = schema["paths"]["/predict"]["post"]["requestBody"]
+            operation["content"]["application/x-npy"] = {"schema": {"type": "string", "format": "binary"}}
+            infers = [path for path in schema["paths"] if path.endswith("/infer")]
+            request = v2.example(takes, row(takes))
+            answer = v2.infer_body(chosen, _encode(request), None)[0]
+            _describe(schema, infers, [v2.Inference], [v2.Inferred], {"one row": (request, answer)})
+            known = {"name": name, "version": chosen.manifest.digest}
+            for operation in itertools.chain(*(o.values() for o in schema["paths"].values())):
+                for parameter in operation.get("parameters", []):
+                    if parameter["name"] in known:
+                        parameter["schema"] = {"type": "string", "enum": [known[parameter["name"]]]}
         return schema
 
     app.openapi = openapi  # type: ignore[method-assign]
     return app
 
 
+def row(takes: Input) -> list[Any]:
+    """A row of the model's input: features midway in their ranges, the first of a category's values, a blank image."""
+    middles = [f.values[0] if f.values else round((f.min + f.max) / 2, 2) for f in takes.features or []]
+    return middles or [0] * takes.shape[0]
+
+
 def examples(takes: Input) -> dict[str, Any]:
-    """A body of each form that the model takes, by the form's name: features midway in their ranges, blank images."""
-    features, image, size = takes.features or [], takes.image, math.prod(takes.shape)
-    row: list[float] = [round((f.min + f.max) / 2, 2) for f in features] or [0] * size
-    forms: dict[str, Any] = {"numbers": row, "rows": [row, row]}
-    if features:
-        named = {f.name: value for f, value in zip(features, row, strict=True)}
-        forms |= {"named features": named, "several of them": [named, named]}
-    if image:
-        forms |= {
-            "image": [[0] * image[1]] * image[0],
-            "base64 of its bytes": {"b64": msgspec.json.encode(bytes(size)).decode().strip('"')},
-        }
-    return forms
-
-
-def body_schema(takes: Input, max_rows: int) -> dict[str, Any]:
-    """JSON Schema of the bodies that /predict takes."""
-    size = math.prod(takes.shape)
-    number = (
-        {"type": "integer", "minimum": 0, "maximum": 255}
-        if takes.dtype == "uint8"
-        else {"type": "number", "minimum": -3e38, "maximum": 3e38}
-    )
-    rows = [_fixed(number, size)]
+    """A body of each form that the model takes, by the form's name."""
+    one = row(takes)
+    found: dict[str, Any] = {"numbers": one, "rows": [one, one]}
     if takes.features:
-        names = [feature.name for feature in takes.features]
-        rows.append(
-            {
-                "type": "object",
-                "properties": dict.fromkeys(names, number),
-                "required": names,
-                "additionalProperties": False,
-            }
-        )
+        named = {f.name: value for f, value in zip(takes.features, one, strict=True)}
+        found |= {"named features": named, "several of them": [named, named]}
     if takes.image:
-        base64 = {
-            "type": "string",
-            "contentEncoding": "base64",
-            "minLength": -(-size // 3) * 4,
-            "maxLength": -(-size // 3) * 4,
-            "pattern": "^[A-Za-z0-9+/]*={0,2}$",
-        }
-        rows += [
-            _fixed(_fixed(number, takes.image[1]), takes.image[0]),
-            {"type": "object", "properties": {"b64": base64}, "required": ["b64"], "additionalProperties": False},
-        ]
-    several = [{"type": "array", "items": row, "minItems": 1, "maxItems": max_rows} for row in rows]
-    return {"anyOf": [*rows, *several]}
+        coded = msgspec.json.decode(_encode(bytes(one)))
+        found |= {"image": [[0] * takes.image[1]] * takes.image[0], "base64 of its bytes": {"b64": coded}}
+    return found
 
 
-def _shown(values: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "application/json": {"schema": schema, "examples": {form: {"value": value} for form, value in values.items()}}
-    }
+def _describe(
+    schema: dict[str, Any],
+    paths: Iterable[str],
+    takes: list[Any],
+    gives: list[Any],
+    shown: dict[str, tuple[Any, bytes]],
+) -> None:
+    """Put into `schema` what the POSTs of `paths` take and give (types), with bodies and answers by their forms."""
+    types = [*takes, *gives]
+    described, parts = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
+    schema.setdefault("components", {}).setdefault("schemas", {}).update(parts)
+    asked, answered = list(described[: len(takes)]), list(described[len(takes) :])
+    bodies = {form: {"value": body} for form, (body, _) in shown.items()}
+    answers = {form: {"value": msgspec.json.decode(answer)} for form, (_, answer) in shown.items()}
+    for operation in (schema["paths"][path]["post"] for path in paths):
+        content = {"application/json": {"schema": {"anyOf": asked}, "examples": bodies}}
+        operation["requestBody"] = {"required": True, "content": content}
+        content = {"application/json": {"schema": {"anyOf": answered}, "examples": answers}}
+        operation["responses"]["200"]["content"] = content
+
+
+def _told(manifest: Manifest) -> dict[str, Any]:
+    told: dict[str, Any] = msgspec.to_builtins(manifest)
+    del told["outcomes"]  # bits of validation rows, for the store's comparisons alone
+    return told
+
+
+def _encode(content: Any) -> bytes:
+    return msgspec.json.encode(content)
 
 
 def _json(content: Any, status: int = 200, headers: Any = None) -> Response:
-    return Response(msgspec.json.encode(content), status, headers, "application/json")
-
-
-def _fixed(items: dict[str, Any], count: int) -> dict[str, Any]:
-    return {"type": "array", "items": items, "minItems": count, "maxItems": count}
+    return Response(_encode(content), status, headers, "application/json")

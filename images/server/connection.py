@@ -1,92 +1,172 @@
-"""A client's connection: uvicorn's own, with limits on what the client may keep waiting, send and hold."""
+"""A client's connection: HTTP/1.1 as httptools parses it, with limits on what the client may send, hold and delay."""
 
-import functools
+import asyncio
+from collections import deque
+from http import HTTPStatus
 from typing import Any
 
-from limits import Limits, Refusal
-from metrics import Counts
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+import httptools
+from lane import Lane, Request, Response
+from limits import Refusal
+from live import inline
 
 HEAD = 64 * 2**10  # bytes of request line and headers
+STATUS = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
 
 
-class Connection(HttpToolsProtocol):
-    """Closes a connection whose request or reading takes too long, whose head is too large, or that is one too many."""
+class Connection(asyncio.Protocol):
+    """Requests one after another, answered in their order; what is small at once, all else by a task.
 
-    def __init__(self, limits: Limits, counts: Counts, **settings: Any) -> None:
-        super().__init__(**settings)
-        self._limits, self._counts = limits, counts
-        self._since: float | None = None  # since when the client owes us the rest of a request, or reading an answer
-        self._head = 0
+    It ends when a request or the reading of an answer takes too long, when a head or body is too large, or when it is
+    one connection too many.
+    """
+
+    def __init__(self, lane: Lane) -> None:
+        self._lane, self._limits, self._loop = lane, lane.live.limits, asyncio.get_running_loop()
+        self._parser = httptools.HttpRequestParser(self)
+        self._waiting: deque[Request] = deque()  # pipelined behind the one that a task answers
+        self._task: asyncio.Task[None] | None = None
+        self._begun = self._stuck = self._ending = False  # a request; the client doesn't read; no further request
+        self._head = self._answered = 0
+        self._since: float | None = self._loop.time()  # since when the client owes us a request, or reading an answer
 
     def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
-        self._since = self.loop.time()
-        if len(self.connections) > self._limits.connections:
-            self._end("connections", Refusal(503, "too many connections: try again", [(b"retry-after", b"1")]))
+        self._transport: asyncio.Transport = transport
+        self._client = (transport.get_extra_info("peername") or [None])[0]
+        self._lane.connections.add(self)
+        if len(self._lane.connections) > self._limits.connections:
+            self._refuse("connections", Refusal(503, "too many connections: try again", [(b"retry-after", b"1")]))
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self._lane.connections.discard(self)
+        self._ending, self._since = True, None
 
     def data_received(self, data: bytes) -> None:
-        if not self.transport.is_closing():
-            super().data_received(data)
-            if self._head >= 0 and self._since is not None:
-                self._head += len(data)
-                if self._head > HEAD:
-                    self._end("malformed", Refusal(431, f"at most {HEAD} bytes of headers"))
+        if self._ending:
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self._refuse("malformed", Refusal(400, f"this is no HTTP/1.1 request: {error}"))
+        except httptools.HttpParserUpgrade:
+            self._refuse("malformed", Refusal(400, "HTTP/1.1 is all that is spoken here"))
+        if self._head >= 0:
+            self._head += len(data)
+            if self._head > HEAD:
+                self._refuse("malformed", Refusal(431, f"at most {HEAD} bytes of headers"))
 
     def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._since, self._head = self.loop.time(), 0
+        self._since, self._begun, self._head = self._loop.time(), True, 0
+        self._request = Request(self._client)
+
+    def on_url(self, url: bytes) -> None:
+        self._request.target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._request.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        self._head = -1
-        super().on_headers_complete()
-        extensions: dict[str, Any] = {"nas.whole": functools.partial(_whole, self.cycle)}
-        self.scope["extensions"] = extensions
+        self._head, self._size, self._parts = -1, 0, []
+        headers = dict(self._request.headers)
+        if int(headers.get(b"content-length", 0)) > self._limits.body:  # llhttp has made sure that it is a number
+            self._too_large()
+        elif headers.get(b"expect", b"").lower() == b"100-continue" and not self._task:
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, part: bytes) -> None:
+        self._parts.append(part)
+        self._size += len(part)
+        if self._size > self._limits.body:
+            self._too_large()
 
     def on_message_complete(self) -> None:
-        self._since = None
-        super().on_message_complete()
+        if self._ending:
+            return
+        self._since, self._begun, request = None, False, self._request
+        request.method, request.body = self._parser.get_method().decode(), b"".join(self._parts)
+        request.keep = self._parser.should_keep_alive()
+        self._parts = []
+        if self._task:
+            self._waiting.append(request)
+            self._transport.pause_reading()
+        else:
+            self._start(request)
 
     def pause_writing(self) -> None:
-        self._since = self.loop.time()
-        super().pause_writing()
+        self._since, self._stuck = self._loop.time(), True
+        self._transport.pause_reading()
 
     def resume_writing(self) -> None:
-        self._since = None
-        super().resume_writing()
-
-    def send_400_response(self, msg: str) -> None:
-        self._end("malformed", Refusal(400, msg))
+        self._since, self._stuck = None if self._task else self._loop.time(), False
+        if not self._waiting:
+            self._transport.resume_reading()
 
     def check(self, now: float) -> None:
         """Called every second: end the connection if the client is too slow."""
-        if self._since is not None and now - self._since > self._limits.seconds:
-            self._end("slow", Refusal(408, f"a request has to arrive within {self._limits.seconds:g} seconds"))
-
-    def _end(self, reason: str, refusal: Refusal) -> None:
-        self._counts.add(reason)
-        self._since = None
-        if self.flow.write_paused:
-            self.transport.abort()
+        if self._since is None or now - self._since <= self._limits.seconds:
             return
-        status, headers, body = refusal.response()
-        headers += [(b"content-length", b"%d" % len(body)), (b"connection", b"close")]
-        self.transport.write(_bytes(status, headers, body))
-        self.transport.close()
+        if self._answered and not (self._begun or self._stuck):
+            self._transport.close()  # kept open for a next request, which didn't come
+        else:
+            self._refuse("slow", Refusal(408, f"a request has to arrive within {self._limits.seconds:g} seconds"))
 
+    def drain(self) -> None:
+        """End it after the request in progress."""
+        if not (self._task or self._begun):
+            self._transport.close()
 
-def _whole(cycle: RequestResponseCycle, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> bool:
-    """Send a whole response in one write, as uvicorn's own `send` does in two. False: that one has to, for a
-    connection that ends or whose client doesn't read."""
-    if cycle.disconnected or not cycle.keep_alive or cycle.flow.write_paused or cycle.response_started:
-        return False
-    cycle.response_started = cycle.response_complete = True
-    cycle.transport.write(_bytes(status, cycle.default_headers + headers, body))
-    cycle.message_event.set()
-    cycle.on_response()
-    return True
+    def _start(self, request: Request) -> None:
+        answering = self._lane.answer(request)
+        if request.is_predict and inline(request.body):
+            try:
+                answering.send(None)  # it never waits, so that this runs to its end
+            except StopIteration as answered:
+                self._send(request, answered.value)
+        else:
+            self._task = self._loop.create_task(self._later(request, answering))
 
+    async def _later(self, request: Request, answering: Any) -> None:
+        self._send(request, await answering)
+        self._task = None
+        while self._waiting and not (self._task or self._ending):
+            self._start(self._waiting.popleft())
+        if not (self._waiting or self._stuck or self._transport.is_closing()):
+            self._transport.resume_reading()
 
-def _bytes(status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> bytes:
-    lines = [b"%s: %s\r\n" % header for header in headers]
-    return b"".join([STATUS_LINE[status], *lines, b"\r\n", body])
+    def _send(self, request: Request, response: Response) -> None:
+        status, headers, body = response
+        if self._transport.is_closing():
+            return
+        keep = request.keep and not self._lane.draining
+        lines = [STATUS[status], *[b"%b: %b\r\n" % header for header in headers]]
+        if status != 304 and not (request.method == "HEAD" and any(n == b"content-length" for n, _ in headers)):
+            lines.append(b"content-length: %d\r\n" % len(body))
+        lines.append(b"\r\n" if keep else b"connection: close\r\n\r\n")
+        if request.method != "HEAD":
+            lines.append(body)
+        self._transport.write(b"".join(lines))
+        if not self._stuck:
+            self._since = self._loop.time()
+        self._answered += 1
+        if not keep:
+            self._ending = True
+            self._transport.close()
+
+    def _too_large(self) -> None:
+        sentence = f"at most {self._limits.body} bytes a request: send fewer rows"
+        self._refuse("body", Refusal(413, sentence))
+
+    def _refuse(self, reason: str, refusal: Refusal) -> None:
+        """End the connection, for what never became a request, with a sentence if its client reads."""
+        if self._ending:
+            return
+        self._lane.live.counts.add(reason)
+        self._since = None
+        if self._stuck:
+            self._transport.abort()
+        else:
+            # A request that is being answered keeps its place: the client would take this for its answer.
+            if not self._task:
+                self._send(Request(self._client), (refusal.status, refusal.headers, refusal.body()))
+            self._transport.close()
+        self._ending = True

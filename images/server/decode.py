@@ -1,48 +1,57 @@
 """Request bodies into the rows a model takes: every value is checked, none is guessed."""
 
-import base64
-import binascii
 import functools
 import io
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 from limits import Refusal
-from modelkit.artifact import Input
+from modelkit.artifact import Feature, Input
 
 Array = npt.NDArray[Any]
 NPY = b"\x93NUMPY"
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _FLOAT32 = float(np.finfo(np.float32).max)
 _NUMBER = {
     "float32": Annotated[float, msgspec.Meta(ge=-_FLOAT32, le=_FLOAT32)],
     "uint8": Annotated[int, msgspec.Meta(ge=0, le=255)],
 }
-_KINDS = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
 
 
-class Image(msgspec.Struct, forbid_unknown_fields=True):
-    """An image as base64 of its bytes, row by row."""
-
-    b64: bytes
+def forms(takes: Input) -> dict[bytes, Any]:
+    """The type of each form of JSON body, by the brackets that it begins with."""
+    number: Any = _NUMBER[takes.dtype]
+    features, size = takes.features or [], math.prod(takes.shape)
+    kinds = [Literal[*f.values, *range(len(f.values))] if f.values else number for f in features]
+    row: Any = tuple[*kinds] if any(f.values for f in features) else _fixed(number, size)
+    found = {b"[": row, b"[[": list[row]}
+    if features:
+        fields = [(f"f{i}", kind, msgspec.field(name=features[i].name)) for i, kind in enumerate(kinds)]
+        named = msgspec.defstruct("Row", fields, forbid_unknown_fields=True)
+        found |= {b"{": named, b"[{": list[named]}  # type: ignore[valid-type]
+    if takes.image:
+        lines = _fixed(_fixed(number, takes.image[1]), takes.image[0])
+        text = Annotated[bytes, msgspec.Meta(min_length=size, max_length=size)]
+        coded = msgspec.defstruct("Image", [("b64", text)], forbid_unknown_fields=True)
+        found |= {b"[[[": list[lines], b"{": coded, b"[{": list[coded]}  # type: ignore[valid-type]
+    return found
 
 
 class Reader:
     """Bodies of /predict for one input contract: JSON or .npy."""
 
     def __init__(self, takes: Input, max_rows: int) -> None:
-        number: Any = _NUMBER[takes.dtype]
         self.takes, self.max_rows = takes, max_rows
         self._size, self._image = math.prod(takes.shape), tuple(takes.image or ())
-        self._categories = any(feature.values for feature in takes.features or [])
-        self._decoders: dict[bytes, msgspec.json.Decoder[Any]]
-        self._decoders = {b"[[": msgspec.json.Decoder(list[list[number]]), b"": msgspec.json.Decoder(list[number])}
-        if takes.image:
-            self._decoders |= {b"[{": msgspec.json.Decoder(list[Image]), b'{"': msgspec.json.Decoder(Image)}
+        self._categories = {j: f.values for j, f in enumerate(takes.features or []) if f.values}
+        self._decoders = {start: msgspec.json.Decoder(form).decode for start, form in forms(takes).items()}
+        if takes.image:  # one image as its lines, or several as rows
+            self._decoders[b"[["] = msgspec.json.Decoder(list[list[_NUMBER[takes.dtype]]]).decode  # type: ignore[misc]
 
     def rows(self, body: bytes) -> tuple[Array, bool]:
         """Rows [N, *shape] of the input's dtype, and whether it was one row on its own.
@@ -51,20 +60,29 @@ class Reader:
         """
         if body.startswith(NPY):
             return self.fit(_npy(body))
-        start = body[:16].translate(None, b" \t\r\n")[:2]
+        start = body[:16].translate(None, b" \t\r\n")
+        start = next((s for s in (start[:3], start[:2]) if s in self._decoders), start[:1])
         try:
-            data = self._decoders.get(start, self._decoders[b""]).decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return self._slow(body)  # names, categories, images of lists, numbers as 1.0; or says what is wrong
-        if start == b"[{":
-            table, single = [image.b64 for image in data], False
-        elif start == b"[[":
-            single = bool(self._image) and len(data) == self._image[0] and set(map(len, data)) == {self._image[1]}
-            table = [list(itertools.chain.from_iterable(data))] if single else data
-        else:
-            table, single = [data.b64 if start == b'{"' else data], True
-        if self._categories or len(table) > self.max_rows or set(map(len, table)) != {self._size}:
-            return self._slow(body)
+            data = self._decoders.get(start, self._decoders[b"["])(body)
+        except msgspec.ValidationError as error:
+            raise Refusal(422, f"{error}: expected {self.expected()}") from None
+        except UNREADABLE as error:
+            raise Refusal(400, f"the body can't be read as JSON ({error}): expected {self.expected()}") from None
+        single = start in (b"[", b"{")
+        table = [data] if single else data
+        if start == b"[[" and self._image:
+            if single := len(data) == self._image[0] and set(map(len, data)) == {self._image[1]}:
+                table = [list(itertools.chain.from_iterable(data))]
+            elif wrong := set(map(len, data)) - {self._size}:
+                raise Refusal(422, f"a row has {wrong.pop()} values: expected {self.expected()}")
+        elif start == b"[[[":
+            table = [list(itertools.chain.from_iterable(lines)) for lines in data]
+        elif start.endswith(b"{"):
+            table = [msgspec.structs.astuple(item) for item in table]
+            table = [item[0] for item in table] if self._image else table
+        self._count(len(table))
+        if self._categories:
+            table = [[self._code(j, value) for j, value in enumerate(row)] for row in table]
         if self.takes.dtype == "uint8":
             rows = np.frombuffer(b"".join(map(bytes, table)), np.uint8)
         else:
@@ -82,37 +100,20 @@ class Reader:
             raise Refusal(422, f"expected {self.expected()}, got an array of {got}")
         self._count(1 if single else len(array))
         table = array.reshape(-1, self._size)
-        if (
-            array.dtype != self.takes.dtype
-            or self._categories
-            or (array.dtype == np.float32 and not np.isfinite(array).all())
-        ):
-            table = self._checked(table.astype(np.float64), not single)
+        if array.dtype != np.uint8 or self.takes.dtype != "uint8":
+            table = self._checked(table)
         return table.reshape(-1, *self.takes.shape), single
 
     def expected(self) -> str:
         """What one row has to be, in words."""
         takes = self.takes
-        names = f" ({', '.join(feature.name for feature in takes.features)})" if takes.features else ""
+        names = f" ({', '.join(map(_told, takes.features))})" if takes.features else ""
         lists = f" or {takes.image[0]}×{takes.image[1]} lists" if takes.image else ""
         whole = ", whole from 0 to 255" if takes.dtype == "uint8" else ""
         return f"{self._size} numbers{names}{lists}{whole}"
 
-    def _slow(self, body: bytes) -> tuple[Array, bool]:
-        """Every form of JSON, value by value, for a sentence about the first that is wrong."""
-        try:
-            data = msgspec.json.decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise Refusal(400, f"the body can't be read as JSON ({error}): expected {self.expected()}") from None
-        listed = isinstance(data, list) and data and isinstance(data[0], list | dict) and not self._is_image(data)
-        items = data if listed else [data]
-        self._count(len(items))
-        values = [self._row(item, f"row {i}, " if listed else "") for i, item in enumerate(items)]
-        try:
-            table = np.array(values, dtype=np.float64)
-        except OverflowError:
-            raise Refusal(422, f"a number is too large: expected {self.expected()}") from None
-        return self._checked(table, bool(listed)).reshape(-1, *self.takes.shape), not listed
+    def _code(self, column: int, value: Any) -> float:
+        return self._categories[column].index(value) if isinstance(value, str) else value
 
     def _count(self, rows: int) -> None:
         if not rows:
@@ -120,62 +121,17 @@ class Reader:
         if rows > self.max_rows:
             raise Refusal(413, f"at most {self.max_rows} rows a request, got {rows}: send several requests")
 
-    def _checked(self, table: Array, listed: bool) -> Array:
+    def _checked(self, table: Array) -> Array:
         """The table [N, values] in the input's dtype."""
         if self.takes.dtype == "uint8":
-            fits, need = (table >= 0) & (table <= 255) & (table == np.floor(table)), "a whole number from 0 to 255"
+            fits = (table >= 0) & (table <= 255) & (table == np.floor(table))
         else:
-            fits, need = np.abs(table) <= _FLOAT32, "a number within float32's range"
-        if self._categories and fits.all():
-            fits, need = (
-                ~self.takes.no_category(table),
-                "a category by its name or its place among the feature's values",
-            )
+            fits = (np.abs(table, dtype=np.float64) <= _FLOAT32) & ~self.takes.no_category(table)
         if not fits.all():
             i, j = np.argwhere(~fits)[0]
-            where = f"row {i}, " if listed else ""
-            raise Refusal(422, f"{where}{self._column(j)}: expected {need}, got {table[i, j]:.15g}")
+            column = self.takes.features[j].name if self.takes.features else f"value {j}"
+            raise Refusal(422, f"row {i}, {column} is {table[i, j]:.15g}: expected {self.expected()}")
         return table.astype(self.takes.dtype)
-
-    def _row(self, item: Any, where: str) -> list[float]:
-        """One row's numbers in the model's order; their range isn't checked yet."""
-        takes = self.takes
-        if isinstance(item, dict) and takes.features:
-            names = [feature.name for feature in takes.features]
-            missing, unknown = [n for n in names if n not in item], [n[:40] for n in item if n not in names]
-            if missing or unknown:
-                wrong = f"{', '.join(missing)} missing" if missing else f"{unknown[0]!r} is no feature"
-                raise Refusal(422, f"{where}{wrong}: expected exactly {', '.join(names)}")
-            item = [item[name] for name in names]
-        elif isinstance(item, dict) and takes.image and list(item) == ["b64"]:
-            try:
-                item = list(base64.b64decode(item["b64"], validate=True))
-            except (binascii.Error, TypeError, ValueError):
-                raise Refusal(422, f"{where}b64: expected base64 of {self._size} bytes") from None
-        elif self._is_image(item):
-            item = list(itertools.chain.from_iterable(item))
-        if self._categories and isinstance(item, list) and len(item) == self._size:
-            try:
-                pairs = zip(takes.features or [], item, strict=True)
-                item = [f.number(v) if f.values and isinstance(v, str) else v for f, v in pairs]
-            except ValueError as error:
-                raise Refusal(422, f"{where}{error}") from None
-        if not isinstance(item, list) or len(item) != self._size:
-            got = f"{len(item)} values" if isinstance(item, list) else _KINDS.get(type(item), "a number")
-            raise Refusal(422, f"{where}expected {self.expected()}, got {got}")
-        if not set(map(type, item)) <= {int, float}:  # exact types: a bool is an int to Python, not to a model
-            j = next(j for j, value in enumerate(item) if type(value) not in (int, float))
-            got = _KINDS.get(type(item[j]), "a number")
-            raise Refusal(422, f"{where}{self._column(j)}: expected a number, got {got}")
-        return item
-
-    def _is_image(self, item: Any) -> bool:
-        if not self._image or not isinstance(item, list) or len(item) != self._image[0]:
-            return False
-        return all(isinstance(line, list) and len(line) == self._image[1] for line in item)
-
-    def _column(self, j: int) -> str:
-        return self.takes.features[j].name if self.takes.features else f"value {j}"
 
 
 def numbers(raw: bytes, dtype: np.dtype[Any], shape: Sequence[int], fortran: bool = False) -> Array:
@@ -208,3 +164,11 @@ def _npy_header(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     if dtype.kind not in "iuf":
         raise Refusal(422, f"a .npy of {str(dtype)[:40]}: expected integers or floats")
     return shape, fortran, dtype
+
+
+def _fixed(items: Any, count: int) -> Any:
+    return Annotated[list[items], msgspec.Meta(min_length=count, max_length=count)]
+
+
+def _told(feature: Feature) -> str:
+    return f"{feature.name}: {' or '.join(feature.values)}" if feature.values else feature.name

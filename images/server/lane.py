@@ -1,8 +1,8 @@
-"""The outermost ASGI application: what holds for every request, and the short way to an answer of POST /predict.
+"""What holds for every request, and the short way to an answer of POST /predict.
 
 Key, queue, request id, security headers, counting, access log and errors are the same for all. Everything but POST
 /predict goes on to FastAPI, which is imported when first needed: that takes longer than all else in a cold start.
-FastAPI's own /predict (tests hold the two together) calls the same `Service.answer`.
+FastAPI's own /predict (tests hold the two together) calls the same `Live.answer`.
 """
 
 import itertools
@@ -11,13 +11,18 @@ import secrets
 import sys
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import msgspec
-from limits import OPEN, Keys, LeftError, Refusal
-from service import Service
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from limits import OPEN, Keys, Refusal
+from live import Live
+
+if TYPE_CHECKING:
+    from connection import Connection
 
 log = logging.getLogger("nas.server")
+Response = tuple[int, list[tuple[bytes, bytes]], bytes]  # status, headers, body
 JSON = (b"content-type", b"application/json")
 SECURITY = [
     (b"x-content-type-options", b"nosniff"),
@@ -31,72 +36,97 @@ SECURITY = [
 ]
 
 
-class Lane:
-    """Answers POST /predict itself; hands every other request to the application that `routes` makes."""
+class Request:
+    """A whole request. `keep`: whether its connection stays."""
 
-    def __init__(
-        self, service: Service, routes: Callable[[Service], ASGIApp], keys: Keys, access_log: bool = False
-    ) -> None:
-        self._service, self._make, self._keys, self._access_log = service, routes, keys, access_log
-        self._counts, self._limits = service.counts, service.limits
-        self._routes: ASGIApp | None = None
+    __slots__ = ("body", "client", "headers", "keep", "method", "target")
+
+    def __init__(self, client: str | None) -> None:
+        self.client, self.method, self.target, self.body, self.keep = client, "", b"", b"", False
+        self.headers: list[tuple[bytes, bytes]] = []
+
+    @property
+    def path(self) -> str:
+        """The target without its query, as it was sent."""
+        return self.target.partition(b"?")[0].decode("latin-1")
+
+    @property
+    def is_predict(self) -> bool:
+        """Whether the lane answers it."""
+        return self.method == "POST" and self.target in (b"/predict", b"/predict/")
+
+
+class Lane:
+    """Answers POST /predict itself; hands every other request to the ASGI application that `routes` makes."""
+
+    def __init__(self, live: Live, routes: Callable[[Live], Any], keys: Keys, access_log: bool = False) -> None:
+        self.live, self.keys, self._make, self._access_log = live, keys, routes, access_log
+        self.connections: set[Connection] = set()
+        self.draining = False
+        self._routes: Any = None
         self._busy, self._prefix, self._number = 0, secrets.token_hex(4).encode(), itertools.count(1)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started, status, headers, path = time.perf_counter(), 0, scope["headers"], scope["path"]
-        ident = b""
-        for name, value in headers:
+    async def answer(self, request: Request) -> Response:
+        """The whole answer, whatever happens. Doesn't wait for a small body of POST /predict."""
+        started, path, counts = time.perf_counter(), request.path, self.live.counts
+        route, ident, encoding = path, b"", b"identity"
+        for name, value in request.headers:
             if name == b"x-request-id" and len(value) <= 128:
                 ident = value
+            elif name == b"content-encoding":
+                encoding = value
         ident = ident or b"%s-%x" % (self._prefix, next(self._number))
-
-        async def answer(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", ident), *SECURITY]
-            await send(message)
-
         self._busy += 1
         try:
-            if not self._keys.allow(path, headers):
-                self._counts.add("key")
+            if not self.keys.allow(path, request.headers):
+                counts.add("key")
                 sentence = "this needs an API key: Authorization: Bearer KEY, or X-API-Key: KEY"
                 raise Refusal(401, sentence, [(b"www-authenticate", b"Bearer")])
-            if self._busy > self._limits.queue and path not in OPEN:
-                self._counts.add("busy")
+            if self._busy > self.live.limits.queue and path not in OPEN:
+                counts.add("busy")
                 raise Refusal(503, f"{self._busy} requests are waiting: try again", [(b"retry-after", b"1")])
-            if path in ("/predict", "/predict/") and scope["method"] == "POST":
-                body = await self._service.answer(receive, headers)
-                status = 200
-                await respond(scope, send, 200, [JSON, (b"x-request-id", ident), *SECURITY], body)
+            if encoding != b"identity":
+                raise Refusal(415, "compressed bodies aren't taken: send it as it is, without Content-Encoding")
+            if request.is_predict:
+                status, headers, body = 200, [JSON], await self.live.answer(request.body)
             else:
-                self._routes = self._routes or self._make(self._service)
-                await self._routes(scope, receive, answer)
+                self._routes = self._routes or self._make(self.live)
+                (status, headers, body), route = await _asgi(self._routes, request)
         except Refusal as refusal:
-            status, more, body = refusal.response()
-            await respond(scope, send, status, [*more, (b"x-request-id", ident), *SECURITY], body)
-        except LeftError:
-            status = 400
+            status, headers, body = refusal.status, refusal.headers, refusal.body()
         except Exception:
-            log.exception("request %s %s %s", ident.decode("latin-1"), scope["method"], path)
-            if not status:
-                status, more, body = Refusal(500, "a bug in the server: its log says more").response()
-                await respond(scope, send, status, [*more, (b"x-request-id", ident), *SECURITY], body)
-        finally:
-            self._busy -= 1
-            seconds = time.perf_counter() - started
-            route: str = getattr(scope.get("route"), "path", None) or path
-            self._counts.answered(route, status, seconds)
-            if self._access_log:
-                line = {"time": time.time(), "id": ident.decode("latin-1"), "client": (scope["client"] or [None])[0]}
-                line |= {"method": scope["method"], "path": path, "status": status, "ms": round(seconds * 1e3, 3)}
-                sys.stdout.write(msgspec.json.encode(line).decode() + "\n")
+            log.exception("request %s %s %s", ident.decode("latin-1"), request.method, path)
+            status, headers, body = 500, [JSON], Refusal(500, "a bug in the server: its log says more").body()
+        self._busy -= 1
+        seconds = time.perf_counter() - started
+        counts.answered(route, status, seconds)
+        if self._access_log:
+            line = {"time": time.time(), "id": ident.decode("latin-1"), "client": request.client}
+            line |= {"method": request.method, "path": path, "status": status, "ms": round(seconds * 1e3, 3)}
+            sys.stdout.write(msgspec.json.encode(line).decode() + "\n")
+        return status, [*headers, (b"x-request-id", ident), *SECURITY], body
 
 
-async def respond(scope: Scope, send: Send, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
-    """Send a whole response; where the server is ours in one write, which takes a quarter off a small request."""
-    headers.append((b"content-length", b"%d" % len(body)))
-    if not ((whole := scope.get("extensions", {}).get("nas.whole")) and whole(status, headers, body)):
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+async def _asgi(application: Any, request: Request) -> tuple[Response, str]:
+    """An ASGI application's answer, and the template of the route that gave it."""
+    raw, _, query = request.target.partition(b"?")
+    scope: dict[str, Any] = {
+        "type": "http", "asgi": {"version": "3.0", "spec_version": "2.4"}, "http_version": "1.1", "scheme": "http",
+        "method": request.method, "path": unquote(raw.decode("latin-1")), "raw_path": raw, "root_path": "",
+        "query_string": query, "headers": request.headers, "client": (request.client, 0), "server": None,
+    }  # fmt: skip
+    sent: list[dict[str, Any]] = []
+    came = [{"type": "http.request", "body": request.body, "more_body": False}]
+
+    async def receive() -> dict[str, Any]:
+        return came.pop() if came else {"type": "http.disconnect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    await application(scope, receive, send)
+    body = b"".join(message.get("body", b"") for message in sent[1:])
+    headers = [
+        (name, value) for name, value in sent[0]["headers"] if request.method == "HEAD" or name != b"content-length"
+    ]
+    return (sent[0]["status"], headers, body), getattr(scope.get("route"), "path", request.path)

@@ -2,15 +2,15 @@
 
 import hashlib
 import hmac
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import msgspec
 from modelkit.store import StoreError
-from starlette.types import Receive
 
+log = logging.getLogger("nas.server")
 Headers = Iterable[tuple[bytes, bytes]]
-
 
 # Asked by probes, Prometheus and browsers, which have no key; none of it tells what the model answers.
 OPEN = {"/", "/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/v2/health/live", "/v2/health/ready"}
@@ -32,28 +32,34 @@ class Refusal(Exception):
 
     def __init__(self, status: int, sentence: str, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
         super().__init__(sentence)
-        self.status, self.headers = status, headers
+        self.status = status
+        self.headers = [(b"content-type", b"application/json"), *headers]
 
     def body(self) -> bytes:
         """The one format of every error."""
         return msgspec.json.encode({"error": str(self)})
-
-    def response(self) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-        """Status, headers and body."""
-        return self.status, [(b"content-type", b"application/json"), *self.headers], self.body()
 
 
 class Keys:
     """The API keys in a file, one a line; read again when it changes, as a mounted Secret does. None: all may ask."""
 
     def __init__(self, path: Path | None) -> None:
-        self._path, self._digests = path, [b""][:0]
-        self.refresh()
+        self._path, self._digests, self._problem = path, [b""][:0], ""
+        self._read()
         if path and not self._digests:
             raise StoreError(f"{path} holds no API key: write one a line, each of at least 16 characters")
 
     def refresh(self) -> None:
-        """Read the file anew; while it can't be read or holds none, the old keys stay. Raises StoreError."""
+        """Read the file anew; while it can't be read or holds none the old keys stay, which is logged once."""
+        try:
+            self._read()
+            self._problem = ""
+        except StoreError as error:
+            if self._problem != str(error):
+                self._problem = str(error)
+                log.error("%s; the old ones hold", error)
+
+    def _read(self) -> None:
         if self._path is None:
             return
         try:
@@ -77,28 +83,3 @@ class Keys:
         digest = hashlib.sha256(given).digest()
         # All are compared, each in constant time: how long it takes tells nothing about a key.
         return sum(hmac.compare_digest(digest, known) for known in self._digests) > 0
-
-
-class LeftError(Exception):
-    """The client went away in the middle of its request: no one is there to read an answer."""
-
-
-async def read(receive: Receive, headers: Headers, limits: Limits) -> bytes:
-    """The body; more than the limit of it is never in memory. Raises Refusal (413, 415), LeftError."""
-    parts: list[bytes] = []
-    size, more = 0, True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise LeftError
-        part, more = message.get("body", b""), message.get("more_body", False)
-        parts.append(part)
-        size += len(part)
-        announced = next((int(v) for n, v in headers if n == b"content-length" and v.isdigit()), 0) if more else 0
-        if max(size, announced) > limits.body:
-            sentence = f"at most {limits.body} bytes a request: send fewer rows"
-            raise Refusal(413, sentence, [(b"connection", b"close")])
-    body = parts[0] if len(parts) == 1 else b"".join(parts)
-    if dict(headers).get(b"content-encoding", b"identity") != b"identity":
-        raise Refusal(415, "compressed bodies aren't taken: send it as it is, without Content-Encoding")
-    return body

@@ -2,24 +2,79 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
+import msgspec
+from decode import NPY, Reader
+from limits import Limits, Refusal
 from metrics import Counts
+from modelkit import cpus
+from modelkit.artifact import Model
 from modelkit.store import Store
-from predict import Predictor
 
 log = logging.getLogger("nas.server")
+T = TypeVar("T")
+# Bodies up to so many bytes are answered on the event loop (about a millisecond), larger ones in a thread.
+INLINE, INLINE_NPY = 64 * 2**10, 256 * 2**10
+
+
+class Answer(msgspec.Struct):
+    """To one row: the class's index and name, and the probability of each class."""
+
+    prediction: int
+    label: str
+    probabilities: list[float]
+    model: str
+    digest: str
+
+
+class Answers(msgspec.Struct):
+    """To a list of rows, in their order."""
+
+    predictions: list[int]
+    labels: list[str]
+    probabilities: list[list[float]]
+    model: str
+    digest: str
+
+
+class Predictor:
+    """One version of the model and how it answers: the same bytes whichever way a request came. Thread-safe."""
+
+    def __init__(self, model: Model, max_rows: int) -> None:
+        self.manifest, self.predict = model.manifest, model.predict
+        self.reader = Reader(model.manifest.input, max_rows)
+
+    def answer(self, body: bytes) -> tuple[bytes, int]:
+        """JSON for the body of a /predict, and the number of rows in it. Raises Refusal."""
+        rows, single = self.reader.rows(body)
+        probabilities, manifest = self.predict(rows), self.manifest
+        answer: Answer | Answers
+        if single:
+            values = probabilities[0].tolist()
+            best = values.index(max(values))
+            answer = Answer(best, manifest.classes[best], values, manifest.model, manifest.digest)
+        else:
+            indices = probabilities.argmax(axis=1).tolist()
+            labels = [manifest.classes[i] for i in indices]
+            answer = Answers(indices, labels, probabilities.tolist(), manifest.model, manifest.digest)
+        return msgspec.json.encode(answer), len(rows)
 
 
 class Live:
-    """Follows the store's CURRENT. A request takes `model` once, so one version gives its whole answer.
+    """Follows the store's CURRENT. A request takes `current()` once, so one version gives its whole answer.
 
     `problem` says why what CURRENT names isn't what answers: nothing is promoted yet, or the version is refused.
+    `ready` says what /readyz waits for: the "model" or the "process".
     """
 
-    def __init__(self, store: Store, counts: Counts | None = None, max_rows: int = 4096) -> None:
-        self.store, self._counts, self._max_rows = store, counts or Counts(), max_rows
+    def __init__(self, store: Store, counts: Counts, limits: Limits, ready: str = "model") -> None:
+        self.store, self.counts, self.limits, self.ready = store, counts, limits, ready
         self.model: Predictor | None = None
         self.problem: str | None = None
+        self._threads = ThreadPoolExecutor(cpus(), "large")
 
     def refresh(self) -> None:
         """Serve what CURRENT names once it is loaded, verified and has answered; until then what was. Blocks."""
@@ -29,14 +84,14 @@ class Live:
             if self.model is None or self.model.manifest.digest != digest:
                 model = self.store.load(digest)
                 model.check_answer()
-                self.model = Predictor(model, self._max_rows)
-                self._counts.add("loads")
+                self.model = Predictor(model, self.limits.rows)
+                self.counts.add("loads")
             self.problem = None
         except Exception as error:  # noqa: BLE001 - nothing that a version does may end the following of CURRENT
             if self.problem != (problem := str(error)):
                 self.problem = problem
                 if digest or self.model:  # else nothing is promoted yet
-                    self._counts.add("refusals")
+                    self.counts.add("refusals")
 
     async def follow(self, interval: float) -> None:
         """Refresh every `interval` seconds in a thread, and log each change once. Runs until cancelled."""
@@ -49,3 +104,31 @@ class Live:
             if self.problem and self.problem != problem:
                 kept = f"; {self.model.manifest.digest[:12]} keeps serving" if self.model else ""
                 log.warning("%s%s", self.problem, kept)
+
+    def current(self) -> Predictor:
+        """The version that answers. Raises Refusal (503) before there is one."""
+        if self.model is None:
+            raise Refusal(503, str(self.problem), [(b"retry-after", b"5")])
+        return self.model
+
+    async def run(self, work: Callable[[bytes], T], body: bytes) -> T:
+        """`work(body)`, in a thread if it may take long. Raises Refusal (503) when its turn doesn't come in time."""
+        if inline(body):
+            return work(body)
+        try:
+            async with asyncio.timeout(self.limits.seconds):
+                return await asyncio.get_running_loop().run_in_executor(self._threads, work, body)
+        except TimeoutError:
+            self.counts.add("busy")
+            raise Refusal(503, "too busy to answer in time: try again", [(b"retry-after", b"1")]) from None
+
+    async def answer(self, body: bytes) -> bytes:
+        """JSON for a POST /predict; doesn't wait if the body is `inline`. Raises Refusal."""
+        answer, rows = await self.run(self.current().answer, body)
+        self.counts.add("rows", rows)
+        return answer
+
+
+def inline(body: bytes) -> bool:
+    """Whether a body is small enough to be answered on the event loop."""
+    return len(body) <= (INLINE_NPY if body.startswith(NPY) else INLINE)

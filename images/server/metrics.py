@@ -22,7 +22,7 @@ PATHS = (
     "/metrics",
     "other",
 )
-REJECTS = ("key", "busy", "slow", "connections", "malformed")
+REJECTS = ("key", "busy", "slow", "connections", "malformed", "body")
 _PER_PATH = len(STATUSES) + len(SECONDS) + 2  # and the sum of the seconds
 _REST = ("rows", "loads", "refusals", *REJECTS)
 _STATUS = {status: i for i, status in enumerate(STATUSES)}

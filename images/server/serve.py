@@ -7,28 +7,24 @@ import argparse
 import asyncio
 import contextlib
 import errno
-import functools
 import gc
 import logging
 import os
 import signal
 import socket
 import sys
-import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from modelkit.store import Store, StoreError  # isort: skip - before numpy: it settles the number of threads
 
-import uvicorn
+import uvloop
 from connection import Connection
 from lane import Lane
 from limits import Keys, Limits
 from live import Live
 from metrics import Counts
-from service import Service
 
 EXAMPLE = """example:
   python3 serve.py --store .nas/model --model iris --port 8000
@@ -36,63 +32,62 @@ EXAMPLE = """example:
   http://localhost:8000 is a page to try the model on, http://localhost:8000/docs describes every endpoint
 """
 DRAIN = 25  # seconds for requests in progress after SIGTERM: a pod gets 30
-log = logging.getLogger("nas.server")
+LIMITS = {
+    "body": "bytes of a request",
+    "rows": "rows of a request",
+    "queue": "requests in progress; more are answered 503",
+    "seconds": "seconds for a request to arrive, and to wait for its turn",
+    "connections": "open connections",
+}
 
 
-class Server(uvicorn.Server):
-    """Follows the store while it runs, and ends what is too slow. Says where it listens and what it serves."""
+async def serve(lane: Lane, listener: socket.socket, poll: float, worker: int, parent: int | None) -> None:
+    """Answer on `listener` until SIGTERM, SIGINT or the end of the process `parent`; the first worker says where."""
+    live, loop, ending = lane.live, asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ending.set)
+    live.refresh()
+    gc.collect()
+    gc.freeze()  # what is loaded now stays: the collector needn't look at it during requests
+    server = await loop.create_server(lambda: Connection(lane), sock=listener, backlog=2048)
 
-    def __init__(self, service: Service, keys: Keys, access_log: bool, poll: float) -> None:
-        lane = Lane(service, _routes, keys, access_log)
-        http: Any = functools.partial(Connection, service.limits, service.counts)
-        super().__init__(
-            uvicorn.Config(
-                lane, http=http, ws="none", lifespan="off", log_config=None, log_level="error", access_log=False,
-                server_header=False, proxy_headers=False, timeout_graceful_shutdown=DRAIN, backlog=2048,
-            )
-        )  # fmt: skip
-        self._service, self._keys, self._poll = service, keys, poll
-        self.quiet = False
-        self.parent: int | None = None  # a worker's; without it the worker ends
-        self._tasks: list[asyncio.Task[None]] = []
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        live, (host, port) = self._service.live, (sockets or [])[0].getsockname()[:2]
-        await asyncio.to_thread(live.refresh)
-        gc.collect()
-        gc.freeze()  # what is loaded now stays: the collector needn't look at it during requests
-        await super().startup(sockets)
-        self._tasks = [asyncio.create_task(live.follow(self._poll)), asyncio.create_task(self._every_second())]
-        if self.quiet:
-            return
-        url = f"http://{'localhost' if host in ('0.0.0.0', '::', '127.0.0.1') else host}:{port}"
-        name = f"{live.store.model} {live.model.manifest.digest[:12]}" if live.model else ""
-        print(f"serving {name} on {url}  (POST /predict/)" if name else f"waiting on {url}: {live.problem}", flush=True)
-
-    async def _every_second(self) -> None:
+    async def every_second() -> None:
         while True:
             await asyncio.sleep(1)
-            if self.parent not in (None, os.getppid()):
-                self.should_exit = True
-            now = asyncio.get_running_loop().time()
-            for connection in list(self.server_state.connections):
-                if isinstance(connection, Connection):
-                    connection.check(now)
-            try:
-                self._keys.refresh()
-            except StoreError as error:
-                log.error("%s; the old ones hold", error)
+            if parent not in (None, os.getppid()):
+                ending.set()
+            for connection in list(lane.connections):
+                connection.check(loop.time())
+            lane.keys.refresh()
+
+    tasks = [loop.create_task(live.follow(poll)), loop.create_task(every_second())]
+    host, port = listener.getsockname()[:2]
+    url = f"http://{'localhost' if host in ('0.0.0.0', '::', '127.0.0.1') else host}:{port}"
+    name = f"{live.store.model} {live.model.manifest.digest[:12]}" if live.model else ""
+    if worker == 0:
+        print(f"serving {name} on {url}  (POST /predict/)" if name else f"waiting on {url}: {live.problem}", flush=True)
+    await ending.wait()
+    server.close()
+    lane.draining = True
+    for connection in list(lane.connections):
+        connection.drain()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN):
+            while lane.connections:
+                await asyncio.sleep(0.01)
+    for task in tasks:
+        task.cancel()
 
 
-def _routes(service: Service) -> Any:
+def _routes(live: Live) -> Any:
     from app import create_app  # FastAPI takes longer to import than all else
 
-    return create_app(service)
+    return create_app(live)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Serve until SIGTERM or Ctrl-C. Returns the exit status: 1 when it can't start."""
-    style, limits = argparse.RawDescriptionHelpFormatter, Limits()
+    """Serve until SIGTERM or Ctrl-C. Returns the exit status: 1 when it can't start, or a worker died."""
+    style = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLE, formatter_class=style)
     parser.add_argument("--store", type=Path, default=Path("/model"), help="the store's folder (default: %(default)s)")
     parser.add_argument("--model", required=True, help="the model's name in the store, for example iris")
@@ -106,25 +101,18 @@ def main(argv: list[str] | None = None) -> int:
     keys = "file of API keys, one a line, read again when it changes (default: all may ask)"
     parser.add_argument("--api-keys", type=Path, metavar="FILE", help=keys)
     parser.add_argument("--access-log", action="store_true", help="a line of JSON for each request, on stdout")
-    for name, text in (
-        ("body", "bytes of a request"),
-        ("rows", "rows of a request"),
-        ("queue", "requests in progress; more are answered 503"),
-        ("seconds", "seconds for a request to arrive, and to wait for its turn"),
-        ("connections", "open connections"),
-    ):
-        kind, default = float if name == "seconds" else _positive, getattr(limits, name)
-        parser.add_argument(
-            f"--max-{name}", type=kind, default=default, metavar="N", help=f"{text} at most (%(default)s)"
-        )
+    for name, text in LIMITS.items():
+        kind, default = float if name == "seconds" else _positive, getattr(Limits(), name)
+        option = f"--max-{name}"
+        parser.add_argument(option, type=kind, default=default, metavar="N", help=f"{text} at most (%(default)s)")
     args = parser.parse_args(argv)
-    warnings.simplefilter("ignore")  # numpy's about the headers that clients send are no one's concern
+    # NumPy warns of .npy headers that Python 2 wrote: what a client sends is no one's concern here.
+    warnings.filterwarnings("ignore", "Reading `.npy`")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     family = socket.AF_INET6 if ":" in args.host else socket.AF_INET
     try:
-        limits = Limits(*(getattr(args, f"max_{name}") for name in Limits.__struct_fields__))
-        counts, key_file = Counts(args.workers), Keys(args.api_keys)
-        live = Live(Store(args.store, args.model), counts, limits.rows)
+        limits = Limits(**{name: getattr(args, f"max_{name}") for name in LIMITS})
+        counts, key_file, store = Counts(args.workers), Keys(args.api_keys), Store(args.store, args.model)
         listener = socket.create_server((args.host, args.port), family=family, backlog=2048)
     except StoreError as error:
         return _fail(str(error))
@@ -135,21 +123,18 @@ def main(argv: list[str] | None = None) -> int:
 
     def run(worker: int, parent: int | None = None) -> None:
         counts.become(worker)
-        server = Server(Service(live, counts, limits, args.ready), key_file, args.access_log, args.poll)
-        server.quiet, server.parent = worker > 0, parent
-        with contextlib.suppress(KeyboardInterrupt):
-            server.run(sockets=[listener])
+        lane = Lane(Live(store, counts, limits, args.ready), _routes, key_file, args.access_log)
+        uvloop.run(serve(lane, listener, args.poll, worker, parent))
 
-    if args.workers == 1:
-        run(0)
-    else:
-        _supervise(args.workers, run)
+    if args.workers > 1:
+        return _fork(args.workers, run)
+    run(0)
     return 0
 
 
-def _supervise(count: int, run: Callable[[int, int], None]) -> None:
-    """Run `run(worker, this process)` in `count` processes until SIGTERM or Ctrl-C; one that dies is started anew."""
-    signals, workers, ending, parent = {signal.SIGTERM, signal.SIGINT}, dict[int, int](), False, os.getpid()
+def _fork(count: int, run: Any) -> int:
+    """Run `run(worker, this process)` in `count` processes until a signal. One that dies ends all, for a new start."""
+    parent, ending, workers = os.getpid(), False, list[int]()
 
     def end(*_: Any) -> None:
         nonlocal ending
@@ -158,25 +143,30 @@ def _supervise(count: int, run: Callable[[int, int], None]) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
 
+    signals = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # until everyone has a handler
+    for worker in range(count):
+        workers.append(os.fork())
+        if workers[-1] == 0:
+            for number in signals:
+                signal.signal(number, lambda *_: os._exit(0))  # until the event loop's own
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+            try:
+                run(worker, parent)
+            finally:
+                os._exit(0 if sys.exc_info()[0] is None else 1)
     for number in signals:
         signal.signal(number, end)
-    while not ending or workers:
-        for worker in set() if ending else set(range(count)) - set(workers.values()):
-            signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # a signal meets this process's handler or the worker's
-            pid = os.fork()
-            if pid == 0:
-                for number in signals:
-                    signal.signal(number, lambda *_: os._exit(0))  # until uvicorn's own
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-                run(worker, parent)
-                os._exit(0)
-            workers[pid] = worker
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+    failed = 0
+    while workers:
         pid, status = os.wait()
-        worker = workers.pop(pid)
+        workers.remove(pid)
         if not ending:
-            log.error("worker %d ended with status %d: starting it anew", worker, os.waitstatus_to_exitcode(status))
-            time.sleep(1)  # no storm of starts if it can't
+            code = os.waitstatus_to_exitcode(status)
+            failed = _fail(f"a worker ended with status {code}: the others end too, to be started anew together")
+            end()
+    return failed
 
 
 def _positive(text: str) -> int:
@@ -191,5 +181,6 @@ def _fail(message: str) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn's own takes over while it runs, then raises again
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))  # until the event loop's own
     sys.exit(main())

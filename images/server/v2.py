@@ -10,17 +10,17 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from decode import Array, numbers
+from decode import UNREADABLE, Array, numbers
 from fastapi import APIRouter, Request, Response
-from limits import Refusal, read
-from predict import Predictor
-from service import Service
+from limits import Refusal
+from live import Live, Predictor
+from modelkit.artifact import Input
 
-DTYPES = {"FP16": "<f2", "FP32": "<f4", "FP64": "<f8"} | {
-    f"{'U' * unsigned}INT{8 * size}": f"<{'u' if unsigned else 'i'}{size}"
-    for unsigned in (0, 1)
-    for size in (1, 2, 4, 8)
-}
+VERSION = "0.2.0"  # of the server
+DTYPES = {
+    "FP16": "<f2", "FP32": "<f4", "FP64": "<f8", "INT8": "<i1", "INT16": "<i2", "INT32": "<i4", "INT64": "<i8",
+    "UINT8": "<u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8",
+}  # fmt: skip
 HEADER = "inference-header-content-length"  # bytes of JSON ahead of the tensors
 Parameters = dict[str, Any]
 
@@ -51,72 +51,69 @@ class Inference(msgspec.Struct):
     outputs: list[Wanted] | None = None
 
 
-_read = msgspec.json.Decoder(Inference).decode
+class Inferred(msgspec.Struct, omit_defaults=True):
+    """The JSON of its answer."""
+
+    model_name: str
+    model_version: str
+    outputs: list[Tensor]
+    id: str | None = None
 
 
-def router(service: Service, asking: dict[int | str, Any], reading: dict[int | str, Any]) -> APIRouter:
+def router(live: Live, asking: dict[int | str, Any], reading: dict[int | str, Any]) -> APIRouter:
     """The protocol's endpoints; `asking` and `reading` describe the errors of its POSTs and GETs."""
-    routes, own = APIRouter(prefix="/v2", tags=["Open Inference Protocol v2"]), service.live.store.model
+    routes, own = APIRouter(prefix="/v2", tags=["Open Inference Protocol v2"]), live.store.model
 
     def chosen(name: str, version: str | None = None) -> Predictor:
         if name != own:
             raise Refusal(404, f"no model {name[:40]!r} here: this server has {own}")
-        current = service.current()
+        current = live.current()
         if version and current.manifest.digest != version:
             raise Refusal(404, f"version {version[:12]} doesn't answer here: {current.manifest.digest} does")
         return current
 
     @routes.get("/health/live")
-    async def live() -> Response:
+    async def alive() -> dict[str, bool]:
         """The process is alive."""
-        return _json({"live": True})
+        return {"live": True}
 
     @routes.get("/health/ready", responses=reading)
-    async def ready() -> Response:
+    async def ready() -> dict[str, bool]:
         """A model answers."""
-        service.current()
-        return _json({"ready": True})
+        return {"ready": bool(live.current())}
 
     @routes.get("", responses=reading)
-    async def server() -> Response:
+    async def server() -> dict[str, Any]:
         """Which server this is."""
-        return _json({"name": "nas", "version": "0.2.0", "extensions": ["binary_tensor_data"]})
+        return {"name": "nas", "version": VERSION, "extensions": ["binary_tensor_data"]}
 
     @routes.get("/models/{name}/versions/{version}", responses=reading)
     @routes.get("/models/{name}", responses=reading)
-    async def metadata(name: str, version: str | None = None) -> Response:
+    async def metadata(name: str, version: str | None = None) -> dict[str, Any]:
         """Inputs and outputs. A version is a digest."""
-        manifest = (current := chosen(name, version)).manifest
-        takes, classes = manifest.input, len(manifest.classes)
-        inputs = [Tensor(takes.name, _datatype(np.dtype(takes.dtype)), [-1, *takes.shape])]
-        outputs = [
-            Tensor(o, _datatype(a.dtype), [-1, *a.shape[1:]])
-            for o, a in _outputs(current, np.zeros((1, classes))).items()
-        ]
-        return _json(
-            {
-                "name": name,
-                "versions": [manifest.digest],
-                "platform": "onnxruntime_onnx",
-                "inputs": inputs,
-                "outputs": outputs,
-            }
-        )
+        manifest = chosen(name, version).manifest
+        outputs = [Tensor("probabilities", "FP32", [-1, len(manifest.classes)]), Tensor("prediction", "INT64", [-1])]
+        return {
+            "name": name,
+            "versions": [manifest.digest],
+            "platform": "onnxruntime_onnx",
+            "inputs": msgspec.to_builtins([_input(manifest.input, -1)]),
+            "outputs": msgspec.to_builtins([*outputs, Tensor("label", "BYTES", [-1])]),
+        }
 
     @routes.get("/models/{name}/versions/{version}/ready", responses=reading)
     @routes.get("/models/{name}/ready", responses=reading)
-    async def model_ready(name: str, version: str | None = None) -> Response:
+    async def model_ready(name: str, version: str | None = None) -> dict[str, Any]:
         """The model, or this version of it, answers."""
-        return _json({"name": name, "ready": bool(chosen(name, version))})
+        return {"name": name, "ready": bool(chosen(name, version))}
 
     @routes.post("/models/{name}/versions/{version}/infer", responses=asking | reading)
     @routes.post("/models/{name}/infer", responses=asking | reading)
     async def infer(request: Request, name: str, version: str | None = None) -> Response:
         """Classify rows: outputs `probabilities`, `prediction` (class indices) and `label`."""
         current, length = chosen(name, version), request.headers.get(HEADER)
-        body = await read(request.receive, request.scope["headers"], service.limits)
-        content, header, rows = await service.run(lambda body: infer_body(current, body, length), body)
-        service.counts.add("rows", rows)
+        content, header, rows = await live.run(lambda body: infer_body(current, body, length), await request.body())
+        live.counts.add("rows", rows)
         if header is None:
             return Response(content, media_type="application/json")
         return Response(content, headers={HEADER: str(header)}, media_type="application/octet-stream")
@@ -131,58 +128,47 @@ def infer_body(current: Predictor, body: bytes, length: str | None) -> tuple[byt
     """
     if length is not None and not (length.isdecimal() and len(length) < 10 and int(length) <= len(body)):
         raise Refusal(400, f"Inference-Header-Content-Length {length[:20]!r}: expected at most the body's {len(body)}")
-    size = len(body) if length is None else int(length)
+    size, manifest = len(body) if length is None else int(length), current.manifest
     try:
-        asked = _read(body[:size])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        asked = msgspec.json.decode(body[:size], type=Inference)
+    except UNREADABLE as error:
         raise Refusal(400, f"the body can't be read as an inference request: {error}") from None
-    takes = current.manifest.input
-    if len(asked.inputs) != 1 or asked.inputs[0].name != takes.name:
+    if [tensor.name for tensor in asked.inputs] != [manifest.input.name]:
         got = ", ".join(tensor.name[:40] for tensor in asked.inputs) or "none"
-        raise Refusal(422, f"expected one input, named {takes.name!r}; got {got}")
+        raise Refusal(422, f"expected one input, named {manifest.input.name!r}; got {got}")
     rows, _ = current.reader.fit(_array(asked.inputs[0], body[size:]))
-    outputs = _outputs(current, current.predict(rows))
-    wanted = asked.outputs or [Wanted(name) for name in outputs]
+    probabilities = current.predict(rows)
+    best = probabilities.argmax(axis=1)
+    labels = np.array(manifest.classes, dtype=object)[best]
+    outputs = {"probabilities": ("FP32", probabilities), "prediction": ("INT64", best), "label": ("BYTES", labels)}
     tensors, blobs = [], []
-    for output in wanted:
+    for output in asked.outputs or map(Wanted, outputs):
         if output.name not in outputs:
             raise Refusal(422, f"no output {output.name[:40]!r}: expected {', '.join(outputs)}")
         if "classification" in output.parameters:
             raise Refusal(422, f"{output.name}: classification isn't spoken here; ask for `label`")
-        array = outputs[output.name]
-        tensor = Tensor(output.name, _datatype(array.dtype), list(array.shape))
+        datatype, array = outputs[output.name]
+        tensor = Tensor(output.name, datatype, list(array.shape))
         if output.parameters.get("binary_data", asked.parameters.get("binary_data_output", False)) is True:
             blobs.append(_bytes(array))
             tensor.parameters = {"binary_data_size": len(blobs[-1])}
         else:
             tensor.data = array.ravel().tolist()
         tensors.append(tensor)
-    manifest = current.manifest
-    answer: dict[str, Any] = {"model_name": manifest.model, "model_version": manifest.digest, "outputs": tensors}
-    if asked.id is not None:
-        answer["id"] = asked.id
-    text = msgspec.json.encode(answer)
+    text = msgspec.json.encode(Inferred(manifest.model, manifest.digest, tensors, asked.id))
     return b"".join([text, *blobs]), len(text) if blobs else None, len(rows)
 
 
-def describe(schema: dict[str, Any], current: Predictor) -> None:
-    """Show in the OpenAPI schema what an inference request is."""
-    takes = current.manifest.input
-    row = [round((f.min + f.max) / 2, 2) for f in takes.features or []] or [0] * math.prod(takes.shape)
-    tensor = {"name": takes.name, "datatype": _datatype(np.dtype(takes.dtype)), "shape": [1, *takes.shape], "data": row}
-    example = {"id": "1", "inputs": [tensor]}
-    answer = msgspec.json.decode(infer_body(current, msgspec.json.encode(example), None)[0])
-    known = {"name": current.manifest.model, "version": current.manifest.digest}
-    for operation in (
-        o for path, methods in schema["paths"].items() if path.startswith("/v2/m") for o in methods.values()
-    ):
-        for parameter in operation["parameters"]:
-            parameter["schema"] = {"type": "string", "enum": [known[parameter["name"]]]}
-        if operation["operationId"].endswith("post"):
-            body = {"schema": {"type": "object", "required": ["inputs"]}}
-            operation["requestBody"] = {"required": True, "content": {"application/json": body | {"example": example}}}
-            shown = {"schema": {"type": "object"}, "example": answer}
-            operation["responses"]["200"]["content"] = {"application/json": shown}
+def example(takes: Input, row: list[Any]) -> dict[str, Any]:
+    """A request for one row, whose categories are numbers here."""
+    data = [f.number(value) if f.values else value for f, value in zip(takes.features or [], row, strict=False)] or row
+    tensor = _input(takes, 1)
+    tensor.data = data
+    return {"id": "1", "inputs": [msgspec.to_builtins(tensor)]}
+
+
+def _input(takes: Input, rows: int) -> Tensor:
+    return Tensor(takes.name, {"float32": "FP32", "uint8": "UINT8"}[takes.dtype], [rows, *takes.shape])
 
 
 def _array(tensor: Tensor, raw: bytes) -> Array:
@@ -212,22 +198,8 @@ def _array(tensor: Tensor, raw: bytes) -> Array:
     return table.reshape(tensor.shape)
 
 
-def _outputs(current: Predictor, probabilities: Array) -> dict[str, Array]:
-    best = probabilities.argmax(axis=1)
-    labels = np.array(current.manifest.classes, dtype=object)[best]
-    return {"probabilities": probabilities.astype(np.float32), "prediction": best.astype(np.int64), "label": labels}
-
-
-def _datatype(dtype: np.dtype[Any]) -> str:
-    return next((name for name, text in DTYPES.items() if np.dtype(text) == dtype), "BYTES")
-
-
 def _bytes(array: Array) -> bytes:
     if array.dtype != object:
         return array.tobytes()
     texts = [text.encode() for text in array]
     return b"".join(struct.pack("<I", len(text)) + text for text in texts)
-
-
-def _json(content: Any) -> Response:
-    return Response(msgspec.json.encode(content), media_type="application/json")

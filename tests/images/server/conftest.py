@@ -21,10 +21,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def iris(root: Path) -> Lane:
     models.promote(root, "iris", models.iris_rule())
-    return interface.lane(interface.service(root, "iris"))
+    return interface.lane(interface.live(root, "iris"))
 
 
 @pytest.fixture(scope="module")
 def mnist(root: Path) -> Lane:
     models.promote(root, "mnist", models.brightest_of_ten())
-    return interface.lane(interface.service(root, "mnist"))
+    return interface.lane(interface.live(root, "mnist"))

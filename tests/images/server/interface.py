@@ -1,43 +1,50 @@
-"""The server's outermost application without a network, for the tests."""
+"""The server on a loopback port in the test's own process."""
 
 import asyncio
+import contextlib
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 from app import create_app
+from connection import Connection
 from lane import Lane
 from limits import Keys, Limits
 from live import Live
 from metrics import Counts
 from modelkit.store import Store
-from service import Service
-from starlette.types import ASGIApp
 
 
-def service(root: Path, name: str = "iris", ready: str = "model", limits: Limits | None = None) -> Service:
-    """A service that has looked at the store once."""
-    counts, limits = Counts(), limits or Limits()
-    live = Live(Store(root, name), counts, limits.rows)
-    live.refresh()
-    return Service(live, counts, limits, ready)
+def live(root: Path, name: str = "iris", ready: str = "model", limits: Limits | None = None) -> Live:
+    """A model that has looked at the store once."""
+    found = Live(Store(root, name), Counts(), limits or Limits(), ready)
+    found.refresh()
+    return found
 
 
-def lane(answering: Service, keys: Path | None = None, access_log: bool = False) -> Lane:
+def lane(answering: Live, keys: Path | None = None, access_log: bool = False) -> Lane:
     return Lane(answering, create_app, Keys(keys), access_log)
 
 
-def client(server: ASGIApp) -> httpx.AsyncClient:
-    return httpx.AsyncClient(transport=httpx.ASGITransport(server), base_url="http://server")
+@contextlib.asynccontextmanager
+async def client(server: Lane) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the server, which answers meanwhile."""
+    listening = await asyncio.get_running_loop().create_server(lambda: Connection(server), "127.0.0.1", 0)
+    port = listening.sockets[0].getsockname()[1]
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as asking:
+        yield asking
+    listening.close()
 
 
-def ask(server: ASGIApp, method: str, path: str, body: Any = None, **more: Any) -> httpx.Response:
-    """One request; a body that isn't bytes is sent as JSON."""
+def ask(server: Any, method: str, path: str, body: Any = None, **more: Any) -> httpx.Response:
+    """One request; a body that isn't bytes is sent as JSON. Routes alone (FastAPI's) are asked without a network."""
 
     async def once() -> httpx.Response:
-        async with client(server) as asking:
-            content = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+        content = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+        routes = httpx.AsyncClient(transport=httpx.ASGITransport(server), base_url="http://routes")
+        async with client(server) if isinstance(server, Lane) else routes as asking:
             return await asking.request(method, path, content=content, **more)
 
     return asyncio.run(once())

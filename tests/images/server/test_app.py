@@ -12,12 +12,12 @@ import httpx
 import models
 import numpy as np
 import pytest
-import service
+
 from interface import ask, client, lane
-from interface import service as make_service
+from interface import live as make_live
 from lane import Lane
 from limits import Limits
-from predict import Predictor
+from live import INLINE, Predictor
 
 SEVEN = bodies.pixels(7)
 
@@ -72,7 +72,7 @@ def test_several_images_are_answered_in_their_order(mnist: Lane, form: Any) -> N
 def test_a_body_that_is_answered_in_a_thread_gets_the_same_answers(mnist: Lane) -> None:
     digits = [i % 10 for i in range(100)]
     body = [bodies.pixels(digit) for digit in digits]
-    assert len(json.dumps(body)) > service.INLINE
+    assert len(json.dumps(body)) > INLINE
     assert ask(mnist, "POST", "/predict", body).json()["predictions"] == digits
 
 
@@ -140,7 +140,7 @@ def test_a_bug_is_answered_without_its_traceback(iris: Lane, monkeypatch: pytest
 
 
 def test_without_a_model_it_is_alive_but_not_ready(tmp_path: Path) -> None:
-    server = lane(make_service(tmp_path))
+    server = lane(make_live(tmp_path))
     assert ask(server, "GET", "/healthz").json() == {"status": "alive"}
     for method, path in (("GET", "/readyz"), ("GET", "/model"), ("POST", "/predict")):
         response = ask(server, method, path, bodies.FLOWER if method == "POST" else None)
@@ -151,7 +151,7 @@ def test_without_a_model_it_is_alive_but_not_ready(tmp_path: Path) -> None:
 
 
 def test_it_can_be_ready_before_it_has_a_model(tmp_path: Path) -> None:
-    response = ask(lane(make_service(tmp_path, ready="process")), "GET", "/readyz")
+    response = ask(lane(make_live(tmp_path, ready="process")), "GET", "/readyz")
     assert response.status_code == 200
     assert response.json()["digest"] is None
     assert "run its search first" in response.json()["problem"]
@@ -238,7 +238,7 @@ def test_a_compressed_body_is_refused(iris: Lane) -> None:
 
 def test_the_history_tells_the_newest_first(tmp_path: Path) -> None:
     digests = [models.promote(tmp_path, "iris", models.iris_constant(index)) for index in (0, 1)]
-    server = lane(make_service(tmp_path))
+    server = lane(make_live(tmp_path))
     told = ask(server, "GET", "/model/history").json()
     assert [(event["event"], event["digest"]) for event in told] == [("pinned", digest) for digest in digests[::-1]]
     assert len(ask(server, "GET", "/model/history?limit=1").json()) == 1

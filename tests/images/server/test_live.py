@@ -23,8 +23,8 @@ FLOWER = [5.1, 3.5, 1.4, 0.2]
 
 @contextlib.asynccontextmanager
 async def serving(root: Path) -> AsyncIterator[httpx.AsyncClient]:
-    answering = interface.service(root)
-    following = asyncio.create_task(answering.live.follow(0.002))
+    answering = interface.live(root)
+    following = asyncio.create_task(answering.follow(0.002))
     async with interface.client(interface.lane(answering)) as client:
         yield client
     following.cancel()

@@ -14,11 +14,11 @@ FLOWER = [5.1, 3.5, 1.4, 0.2]
 def scraped(root: Path, *bodies: object) -> dict[tuple[str, tuple[str, ...]], float]:
     """The samples of /metrics after these requests, by name and its labels' values in the order of their names."""
 
-    server = interface.lane(answering := interface.service(root))
+    server = interface.lane(answering := interface.live(root))
     for body in bodies:
         interface.ask(server, "POST", "/predict/", body)
     interface.ask(server, "GET", "/wp-admin")
-    answering.live.refresh()
+    answering.refresh()
     text = interface.ask(server, "GET", "/metrics").text
     families = text_string_to_metric_families(text)
     return {(s.name, tuple(s.labels[k] for k in sorted(s.labels))): s.value for f in families for s in f.samples}

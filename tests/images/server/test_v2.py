@@ -181,7 +181,7 @@ def test_another_model_or_version_is_not_found(iris: Lane) -> None:
 
 
 def test_without_a_model_it_is_live_but_not_ready(tmp_path: Path) -> None:
-    waiting = interface.lane(interface.service(tmp_path))
+    waiting = interface.lane(interface.live(tmp_path))
     assert ask(waiting, "GET", "/v2/health/live").status_code == 200
     for path in ("/v2/health/ready", "/v2/models/iris", "/v2/models/iris/ready"):
         response = ask(waiting, "GET", path)
@@ -189,7 +189,7 @@ def test_without_a_model_it_is_live_but_not_ready(tmp_path: Path) -> None:
 
 
 def test_rows_are_counted(root: Path, iris: Lane) -> None:  # noqa: ARG001
-    answering = interface.service(root)
+    answering = interface.live(root)
     infer(interface.lane(answering))
     text = ask(interface.lane(answering), "GET", "/metrics").text
     assert "nas_rows_total 1.0" in text
