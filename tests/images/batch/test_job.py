@@ -1,12 +1,13 @@
 """A job is done once: killed anywhere, by several processes, beside another job, with inputs that change."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import inputs
@@ -150,12 +151,33 @@ def test_helpers_share_the_shards_and_nothing_is_done_twice(
     assert predicted(place / "out") == DIGITS
 
 
-def test_a_shard_whose_process_is_killed_meanwhile_is_taken_over(place: Path, source: Path) -> None:
+def planned(place: Path, source: Path) -> job.Job:
+    """A job of two shards that nothing is done of."""
     request = job.Request("mnist", [str(source)], "parquet", False, [], "fail", 2)
-    found = job.begin(
-        place / "out", request, None, lambda _: score._load(score.store.Store(place / "store", "mnist"), None, 0)
-    )
+    found = job.begin(place / "out", request, None, lambda _: score.store.Store(place / "store", "mnist").load())
     assert found
+    return found
+
+
+def test_a_shard_that_another_process_ended_just_before_is_not_scored_again(
+    place: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, original = planned(place, source), files.locked
+
+    @contextlib.contextmanager
+    def late(path: Path, wait: float = -1) -> Iterator[None]:
+        path.with_suffix(".json").touch()  # what the other process leaves as it lets go of the lock
+        with original(path, wait):
+            yield
+
+    monkeypatch.setattr(files, "locked", late)
+    found.work(range(2), 0)
+    assert not list((place / "out").glob("_work/*.part"))
+    assert not list((place / "out").glob("part-*"))
+
+
+def test_a_shard_whose_process_is_killed_meanwhile_is_taken_over(place: Path, source: Path) -> None:
+    found = planned(place, source)
     holding, release = threading.Event(), threading.Event()
 
     def other() -> None:  # holds the first shard, and never scores it
