@@ -12,7 +12,6 @@ import httpx
 import models
 import numpy as np
 import pytest
-
 from interface import ask, client, lane
 from interface import live as make_live
 from lane import Lane
