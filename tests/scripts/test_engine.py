@@ -142,10 +142,12 @@ def test_medianstop_stops_a_trial_at_its_report_and_counts_nothing_that_comes_la
 
 
 def test_an_early_stopped_trial_is_told_to_end_and_may_save(search: Run, places: Places) -> None:
-    done = search(start=False, earlyStopping=MEDIANSTOP, args=("--mode=hang",), maxTrialCount=1)
+    done = search(
+        start=False, earlyStopping=MEDIANSTOP, args=("--mode=hang",), maxTrialCount=1, job={"backoffLimit": 1}
+    )
     done._next = lambda: None if done.trials else Trial("toy-x", {"value": "0.1"}, Rule(0.9, 1))  # type: ignore[method-assign]
     done.run()
-    assert done.trials[0].state == "EarlyStopped"
+    assert (done.trials[0].state, done.trials[0].attempts) == ("EarlyStopped", 1)
     assert (folder(places, done.trials[0]) / "stopped").exists()
     assert done.trials[0].observation.values["accuracy"] == [pytest.approx(0.025)]
 
