@@ -3,7 +3,6 @@
 import contextlib
 import math
 from argparse import Namespace
-from collections.abc import Callable
 from typing import Any
 
 import modelkit  # isort: skip - before torch: it settles the number of threads
@@ -16,13 +15,6 @@ from torch.nn import functional
 AVERAGE = 0.998  # decay of the moving average, each step
 WARM_UP = 0.1  # of all steps
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "logistic": nn.Sigmoid, "identity": nn.Identity}
-SCHEDULES: dict[
-    str, Callable[[float], float]
-] = {  # the learning rate's share after the warm-up, by the part of the steps that is done
-    "linear": lambda done: 1 - done,
-    "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
-    "constant": lambda _: 1.0,
-}
 PIXELS, DEGREES, STRETCH, SHEAR = 2.0, 11.0, 0.12, 0.15  # affine: each drawn evenly up to so much, at --strength 1
 BEND, COARSE = 0.8, 6  # elastic: standard deviation in pixels of a displacement, on a grid of COARSE x COARSE points
 
@@ -41,6 +33,7 @@ class Network(nn.Sequential):
                 layers.append(nn.Dropout(args.dropout))
             width = args.units
         super().__init__(*layers, nn.Linear(width, classes))
+        self.shapes = [(m.in_features, m.out_features) for m in self if isinstance(m, nn.Linear)]
 
 
 def folded(network: Network, tensors: dict[str, Tensor]) -> list[tuple[artifact.Array, artifact.Array]]:
@@ -112,10 +105,9 @@ class Training:
         return {k: v for k, v in self.network.state_dict().items() if v.is_floating_point()}
 
     def _rate(self) -> float:
-        """The learning rate of this step: up in a line, then down as the schedule says."""
+        """The learning rate of this step: up in a line, then down in another."""
         warm = max(1, int(WARM_UP * self.steps))
-        share = SCHEDULES[self.args.schedule](max(0, self.step - warm) / max(1, self.steps - warm))
-        return float(self.args.lr * min((self.step + 1) / warm, share))
+        return float(self.args.lr * min((self.step + 1) / warm, (self.steps - self.step) / max(1, self.steps - warm)))
 
     def _batch(self, rows: Tensor) -> Tensor:
         """Augmented, standardised images [batch, pixels]."""
@@ -148,6 +140,29 @@ class Training:
             torch._foreach_lerp_(averages, values, 1 - min(AVERAGE, (1 + self.step) / (10 + self.step)))
             total += loss.detach()
         return float(total.item() / count)
+
+    @torch.no_grad()
+    def begin(self, layers: list[tuple[artifact.Array, artifact.Array] | None]) -> None:
+        """Start from these layers, as a model file has them, where they aren't None; the others are as they were drawn.
+
+        There is no normalisation in a file: it gets the spread and the mean that let it change nothing.
+        """
+        left, values = iter(layers), self._batch(torch.arange(min(4096, len(self.images)), device=self.images.device))
+        for module in self.network.eval():
+            if isinstance(module, nn.Linear):
+                layer = next(left)
+                if layer:
+                    module.weight.copy_(torch.from_numpy(layer[0].T.copy()))
+                    if module.bias is not None:
+                        module.bias.copy_(torch.from_numpy(layer[1].copy()))
+            elif isinstance(module, nn.BatchNorm1d):
+                variance, mean = torch.var_mean(values, dim=0)
+                module.running_mean, module.running_var = mean, variance
+                if layer:
+                    module.weight.copy_((variance + module.eps).sqrt())
+                    module.bias.copy_(mean + torch.from_numpy(layer[1].copy()).to(mean.device))
+            values = module(values)
+        self.average = {k: v.clone() for k, v in self._tensors().items()}
 
     def onnx(self, contract: artifact.Input, classes: list[str]) -> bytes:
         """The averaged network, with preprocessing inside."""

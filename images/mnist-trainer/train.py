@@ -6,7 +6,7 @@ that early stopping within and between trials judges the network and not the noi
 
 Images are read once, from MNIST's four idx files or from others of the same names (`--data`, `--classes`), and stay in
 memory as bytes, a quarter of what floats would take; all else is done to whole batches on the device. One in six
-training images, the same for every trial, is the hold-out. CUDA is used where it is there, with bfloat16 products.
+training images, chosen by its own content, is the hold-out. CUDA is used where it is there, with bfloat16 products.
 
 Example: NAS_DATA=.nas/data python3 train.py --layers=2 --units=256 --lr=0.003 --epochs=20 --export-path=best
 """
@@ -24,8 +24,6 @@ from modelkit import artifact, trial  # isort: skip - before numpy: it settles t
 import numpy as np
 
 HOLDOUT = 6  # one training image in so many is held out
-SPLIT_SEED = 0  # the split belongs to the data, not to the trial, so that trials and searches compare
-SCHEDULES = ("linear", "cosine", "constant")
 AUGMENTATIONS = ("none", "shift", "affine", "elastic")
 
 
@@ -48,12 +46,6 @@ def read(folder: Path, part: str) -> tuple[artifact.Array, artifact.Array]:
     return images, labels.astype(np.int64)
 
 
-def split(count: int) -> tuple[artifact.Array, artifact.Array]:
-    """Indices of the training and of the hold-out images."""
-    order = np.random.default_rng(SPLIT_SEED).permutation(count)
-    return np.sort(order[count // HOLDOUT :]), np.sort(order[: count // HOLDOUT])
-
-
 def arguments(words: list[str] | None = None) -> Namespace:
     parser = trial.argument_parser(__doc__)
     parser.add_argument("--layers", type=trial.at_least(1), required=True, help="hidden layers")
@@ -66,7 +58,6 @@ def arguments(words: list[str] | None = None) -> Namespace:
     parser.add_argument("--dropout", type=float, default=0.1, help="default: %(default)s")
     parser.add_argument("--weight-decay", type=float, default=0.01, help="default: %(default)s")
     parser.add_argument("--label-smoothing", type=float, default=0.0, help="default: %(default)s")
-    parser.add_argument("--schedule", choices=SCHEDULES, default="linear", help="decay (default: %(default)s)")
     words_of = "shift: whole batches by a pixel; affine: each image; elastic: bent as well (default: %(default)s)"
     parser.add_argument("--augmentation", choices=AUGMENTATIONS, default="shift", help=words_of)
     parser.add_argument("--strength", type=float, default=1.0, help="of affine and elastic (default: %(default)s)")
@@ -84,14 +75,17 @@ def main() -> None:
         sys.exit(f"error: {folder} has label {max(labels.max(), test_labels.max())}: --classes names {len(classes)}")
     pixels = math.prod(images.shape[1:])
     contract = artifact.Input(dtype="uint8", shape=[pixels], image=list(images.shape[1:]))
-    train, holdout = split(len(images))
-    test = test_images.reshape(-1, pixels), test_labels
-    data = trial.Data(images.reshape(-1, pixels), labels, [holdout], test)
+    images, test = images.reshape(-1, pixels), (test_images.reshape(-1, pixels), test_labels)
+    held = trial.held_out(images, labels, HOLDOUT)
+    data = trial.Data(images, labels, [held], test)
 
     with trial.Trial(args, model=Path(args.data).name, input=contract, classes=classes, data=data) as run:
         from network import Training  # takes seconds to import: not for a digest of the data
 
-        training = Training(args, images[train], labels[train], len(classes))
+        train = np.delete(np.arange(len(images)), held)
+        training = Training(args, images[train].reshape(-1, *contract.image or []), labels[train], len(classes))
+        if any(start := run.warm_start(training.network.shapes)):
+            training.begin(start)
         if run.state:
             training.restore(run.state)
         for _ in run.epochs():

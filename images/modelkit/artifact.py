@@ -172,8 +172,24 @@ class Evaluation(msgspec.Struct, frozen=True):
         return cls(confusion.tolist(), mistakes)
 
 
+class Gate(msgspec.Struct, frozen=True):
+    """What a challenger must show to become current.
+
+    A gain in accuracy of at least `min_improvement` (0 to 1) on the same rows; against the model of another search also
+    that chance gives such a gain at most so often as `significance` says (1: any gain will do). Policy `manual` leaves
+    it to a person.
+    """
+
+    policy: Literal["auto", "manual"] = "auto"
+    min_improvement: float = 0.0
+    significance: float = 0.05
+
+
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Where a model comes from and what it needs. `digest` is the sha256 of model.onnx, `size` its bytes."""
+    """Where a model comes from and what it needs. `digest` is the sha256 of model.onnx, `size` its bytes.
+
+    `learned` is a sample of the rows it was trained on, by their keys; `warm_start` the digest it began from.
+    """
 
     schema_version: int = SCHEMA_VERSION
     model: str
@@ -190,6 +206,9 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     epochs_run: int
     data_digest: str
     outcomes: Outcomes
+    learned: bytes = b""
+    gate: Gate | None = None
+    warm_start: str | None = None
     image: str = ""
     versions: dict[str, str]
     created: str
@@ -338,6 +357,16 @@ def mlp(
     )
     helper.set_model_props(model, {CONTRACT: msgspec.json.encode(Contract(input, list(classes))).decode()})
     return bytes(model.SerializeToString())
+
+
+def layers(data: bytes) -> list[tuple[Array, Array]]:
+    """(weights [in, out], bias [out]) of each layer in a file that `mlp` wrote."""
+    from onnx import numpy_helper
+
+    graph = _messages().ModelProto.FromString(data).graph
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    gemms = [node.input for node in graph.node if node.op_type == "Gemm"]
+    return [(numpy_helper.to_array(tensors[w]), numpy_helper.to_array(tensors[b])) for _, w, b in gemms]
 
 
 def digest(data: bytes) -> str:

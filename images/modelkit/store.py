@@ -27,6 +27,7 @@ from typing import Any, Literal
 import msgspec
 
 from modelkit import artifact, files
+from modelkit.artifact import Gate
 
 OFFERED = ".offered"
 DAY = 24 * 3600.0
@@ -40,7 +41,8 @@ class Event(msgspec.Struct, omit_defaults=True):
     """One line of the history.
 
     `accuracy` and `current_accuracy` are those the decision compared, on the same rows; `p_value` is the chance of so
-    large a gain between models that are equally good.
+    large a gain between models that are equally good; `current_learned` the share of those rows, about, that the
+    current model was trained on, which favours it: None where that is none by its making or not known.
     """
 
     time: str
@@ -52,27 +54,17 @@ class Event(msgspec.Struct, omit_defaults=True):
     accuracy: float | None = None
     current_accuracy: float | None = None
     p_value: float | None = None
+    current_learned: float | None = None
     data_digest: str = ""
 
 
-class Gate(msgspec.Struct, frozen=True):
-    """What a challenger must show to become current.
-
-    A gain in accuracy of at least `min_improvement` (0 to 1) on the same rows; against the model of another search also
-    that chance gives such a gain at most so often as `significance` says (1: any gain will do). Policy `manual` leaves
-    it to a person.
-    """
-
-    policy: Literal["auto", "manual"] = "auto"
-    min_improvement: float = 0.0
-    significance: float = 0.05
-
-
 class Ground(msgspec.Struct, frozen=True):
-    """What an offering trial compares on: its data digest, and which of its validation rows any model gets right."""
+    """What an offering trial compares on: its data digest, which of its validation rows any model gets right, and the
+    share of them that a model learned from (None: not known)."""
 
     data_digest: str
     outcomes: Callable[[artifact.Model], artifact.Outcomes]
+    seen: Callable[[artifact.Manifest], float | None] = lambda _: None
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -188,21 +180,29 @@ class Store:
     # Writing
 
     def offer(self, folder: Path, gate: Gate | None = None, ground: Ground | None = None) -> Event:
-        """Propose the model in a trial's `folder`; promote it when it passes the gate.
+        """Propose the model in a trial's `folder`; promote it when it passes the gate its manifest asks for, or `gate`.
 
         Models of trials that were killed before they could offer are judged first. Raises StoreError, LockError,
         OSError.
         """
+        folder = folder.resolve()
         with self._locked():
-            self._adopt(gate or Gate(), ground, offering=folder)
-            return self._judge(folder, gate or Gate(), ground)
+            self._adopt(gate, ground, offering=folder)
+            return self._judge(folder, gate, ground)
 
     def adopt(self, gate: Gate | None = None) -> list[Event]:
         """Offer the models of trials that were killed before they could. Raises as `offer`."""
         if not any(not (folder / OFFERED).exists() for folder in self._trials()):
             return []
         with self._locked():
-            return self._adopt(gate or Gate(), None)
+            return self._adopt(gate, None)
+
+    def refuse(self, folder: Path, reason: str) -> Event:
+        """Record that the model in a trial's `folder` is not to be promoted. Raises as `offer`."""
+        with self._locked():
+            manifest, _ = artifact.read(folder)
+            event = Event(_now(), "refused", manifest.digest, reason, data_digest=manifest.data_digest)
+            return self._close(folder, event)
 
     def promote(self, prefix: str, reason: str = "promoted by hand") -> Event:
         """Make the model with that digest CURRENT, and pin it until `unpin`. Raises StoreError, ArtifactError."""
@@ -250,7 +250,8 @@ class Store:
             promoted = [e.digest for e in self.history() if e.event in ("promoted", "pinned", "rolled back")]
             needed = {self.current(), self.pinned(), *list(dict.fromkeys(reversed(promoted)))[:keep]}
             idle = [folder for folder in self._trials() if (folder / OFFERED).exists() and not _busy(folder)]
-            for folder in [*(f for f in self._versions() if f.name not in needed), *idle]:
+            unfinished = self.folder.glob("versions/.new-*")  # by a process that was killed
+            for folder in [*(f for f in self._versions() if f.name not in needed), *idle, *unfinished]:
                 if time.time() - folder.stat().st_mtime >= older_than:
                     shutil.rmtree(folder)
                     removed.append(folder)
@@ -258,10 +259,10 @@ class Store:
 
     # Inside the lock
 
-    def _adopt(self, gate: Gate, ground: Ground | None, offering: Path | None = None) -> list[Event]:
+    def _adopt(self, gate: Gate | None, ground: Ground | None, offering: Path | None = None) -> list[Event]:
         events = []
         for folder in self._trials():
-            if folder == offering:
+            if folder.resolve() == offering or not self._comparable(folder, ground):
                 continue
             # The lock is free when the trial's process is gone; held meanwhile, a restarted one waits for it.
             with contextlib.suppress(files.LockError), files.locked(folder / ".lock", wait=0):
@@ -269,20 +270,32 @@ class Store:
                     events.append(self._judge(folder, gate, ground))
         return events
 
-    def _judge(self, folder: Path, gate: Gate, ground: Ground | None) -> Event:
-        trial = f"{folder.parent.name}/{folder.name}"
+    def _comparable(self, folder: Path, ground: Ground | None) -> bool:
+        """Whether a killed trial's model can be judged now; else it waits for an offer of a trial with its data."""
+        try:
+            data = artifact.read(folder)[0].data_digest
+            current = self.current()
+            return current is None or data in (ground and ground.data_digest, self.load().manifest.data_digest)
+        except (artifact.ArtifactError, StoreError):
+            return True
+
+    def _judge(self, folder: Path, gate: Gate | None, ground: Ground | None) -> Event:
         try:
             model = artifact.load(folder)
             model.check_answer()
             challenger = model.manifest
         except artifact.ArtifactError as error:
-            event = Event(_now(), "refused", "", str(error), trial=trial)
+            event = Event(_now(), "refused", "", str(error))
         else:
-            event = self._decide(challenger, gate, ground)
-            event.trial = trial
+            event = self._decide(challenger, challenger.gate or gate or Gate(), ground)
             if event.event == "promoted":
                 self._commit(folder, challenger)
                 self._point("CURRENT", challenger.digest)
+        return self._close(folder, event)
+
+    def _close(self, folder: Path, event: Event) -> Event:
+        """Record the decision on a trial's model, and that it was made."""
+        event.trial = f"{folder.parent.name}/{folder.name}"
         self._record(event)
         files.write(folder / OFFERED, msgspec.json.encode(event))
         return event
@@ -314,7 +327,7 @@ class Store:
             event.current_accuracy, outcomes = held.metrics.validation.accuracy, held.outcomes
         elif ground and ground.data_digest == challenger.data_digest:
             outcomes = ground.outcomes(champion)
-            event.current_accuracy = outcomes.accuracy
+            event.current_accuracy, event.current_learned = outcomes.accuracy, ground.seen(held)
         else:
             event.event, event.reason = (
                 "refused",
@@ -335,6 +348,10 @@ class Store:
                 event.event, event.reason = "promoted", f"better than the current model (p = {event.p_value:.2g})"
             else:
                 event.reason = f"the gain may be luck (p = {event.p_value:.2g}, above {gate.significance:g})"
+        if event.current_learned:
+            event.reason += (
+                f"; the current model had learned from about {event.current_learned:.0%} of the rows compared"
+            )
         return event
 
     def _commit(self, folder: Path, manifest: artifact.Manifest) -> str:

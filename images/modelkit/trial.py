@@ -13,7 +13,7 @@ import argparse
 import contextlib
 import datetime
 import hashlib
-import importlib.metadata
+import io
 import json
 import math
 import os
@@ -22,20 +22,22 @@ import signal
 import sys
 import time
 import types
-import zlib
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from modelkit import artifact, cpus, files, store
 from modelkit.artifact import Array, Input, Scores
 
 METRICS_FILE = "metrics.jsonl"
-_CHECKPOINT = "checkpoint"
-_LIBRARIES = ("numpy", "onnx", "onnxruntime", "scikit-learn", "torch")
+_CHECKPOINT, _FINGERPRINT, _EPOCH, _WARM = "checkpoint.npz", ".fingerprint", ".epoch", ".warm-start"
+_LIBRARIES = ("numpy", "onnx", "onnxruntime", "sklearn", "torch")
+_SAMPLE = 256  # of the rows that were learned from: those of the smallest keys
 _LOCK_WAIT = 2.0  # seconds: an offer holds the lock while it adopts what this trial left before it was killed
 _COLLECTOR_CAP = 30.0  # seconds to wait for Katib's metrics collector
 
@@ -74,6 +76,25 @@ class Data(msgspec.Struct, frozen=True):
         return hasher.hexdigest()
 
 
+def keys(rows: Array, labels: Array) -> npt.NDArray[np.uint64]:
+    """A number for each row [N, *shape] with its label [N], which depends on nothing else and is as good as random."""
+    data = np.ascontiguousarray(rows).reshape(len(rows), -1).view(np.uint8)
+    words = np.pad(data, [(0, 0), (0, -data.shape[1] % 8)]).view(np.uint64)
+    factors = np.random.default_rng(0).integers(2**64, size=words.shape[1], dtype=np.uint64) | np.uint64(1)
+    mixed = np.einsum("nw,w->n", words, factors) + labels.astype(np.uint64)
+    for factor in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB):  # the mixing of splitmix64 (Steele et al., 2014)
+        mixed = (mixed ^ (mixed >> np.uint64(31))) * np.uint64(factor)
+    return np.asarray(mixed ^ (mixed >> np.uint64(31)))
+
+
+def held_out(rows: Array, labels: Array, parts: int, part: int = 0) -> Array:
+    """Indices of the rows of one in `parts` parts: each is put into its part by its own content.
+
+    So a row is never held out one day and learned from another, whatever rows come beside it.
+    """
+    return np.flatnonzero(keys(rows, labels) % np.uint64(parts) == part)
+
+
 class Epoch(msgspec.Struct, frozen=True):
     """One line of metrics.jsonl: training loss, then accuracy and cross-entropy on the validation split."""
 
@@ -89,12 +110,6 @@ class Epoch(msgspec.Struct, frozen=True):
             other.accuracy,
             -other.validation_loss,
         )
-
-
-class _Checkpoint(msgspec.Struct):
-    fingerprint: str
-    epoch: int
-    state: dict[str, tuple[str, list[int], bytes]]
 
 
 def argument_parser(description: str | None) -> argparse.ArgumentParser:
@@ -127,6 +142,9 @@ def argument_parser(description: str | None) -> argparse.ArgumentParser:
         type=float,
         default=0.05,
         help="against another search's model: how often luck may promote a trial (default: %(default)s)",
+    )
+    common.add_argument(
+        "--warm-start", action="store_true", help="begin from the current model's weights where they fit"
     )
     common.add_argument("--data-digest", action="store_true", help="print the sha256 of the data and train nothing")
     return parser
@@ -188,10 +206,15 @@ class Trial:
         self._place = _Place.of(self.folder)
         self._model = self._place.model if self._place else model
         common = {"epochs", "patience", "seed", "export_path", "promotion", "min_improvement", "significance"}
-        common.add("data_digest")
+        common |= {"data_digest", "warm_start"}
         self._parameters = {k: str(v) for k, v in vars(args).items() if k not in common}
+        known = keys(data.rows, data.labels)
+        self._held = known[np.concatenate(data.held)]
+        learned = np.delete(known, data.held[0]) if data.estimator == "holdout" else known
+        self._learned = np.sort(learned)[:_SAMPLE].tobytes()
+        self._warm_start = ""
+        self._gate = artifact.Gate(args.promotion, args.min_improvement, args.significance)
         self._fingerprint = json.dumps([self._parameters, args.seed, self._data_digest], sort_keys=True)
-        self._folds: list[bytes] = []
         self._started = time.monotonic()
         self._signal, self._saving = 0, False
         self._stack = contextlib.ExitStack()
@@ -211,6 +234,9 @@ class Trial:
         with self._stack, self._plain_errors():
             if kind in (None, Terminated):
                 self._finish()
+            elif kind in (TrialError, artifact.ArtifactError) and self.best and self._place:
+                # The search counts the trial as failed, so its best epoch isn't to be adopted as a killed trial's is.
+                self._store().refuse(self.folder, f"its trial failed: {error}")
             _await_collector()
             if isinstance(error, TrialError | artifact.ArtifactError | files.LockError | OSError):
                 raise error
@@ -225,6 +251,30 @@ class Trial:
             yield before + 1
             if len(self.history) != before + 1:
                 raise TrialError("the trainer didn't report its epoch: call report() once in each")
+
+    def warm_start(self, shapes: Sequence[tuple[int, int]]) -> list[tuple[Array, Array] | None]:
+        """For layers of these shapes [in, out] the weights and biases to begin from, None where they are to be random.
+
+        With `--warm-start` they are those of the current model, of the last one before this search, in layers whose
+        shapes match; not if it learned from rows that are held out here, whose accuracy would then be an illusion.
+        """
+        nothing: list[tuple[Array, Array] | None] = [None] * len(shapes)
+        if not self._args.warm_start or not self._place or self.state is not None or not self._store().current():
+            return nothing
+        line = (entry for entry in self._store().lineage() if not isinstance(entry, str))
+        entry = next((entry for entry in line if entry.manifest.experiment != self._place.experiment), None)
+        seen = self._seen_by(entry.manifest) if entry else None
+        if not entry or seen is None or seen > 0:
+            print(
+                "not begun from the current model: " + ("it learned from rows held out here" if seen else "none known")
+            )
+            return nothing
+        layers = artifact.layers(artifact.read(entry.folder)[1])
+        same = [a and a[0].shape == b for a, b in zip([*layers, *nothing], shapes, strict=False)]
+        if any(same):
+            self._warm_start = entry.manifest.digest
+        print(f"{sum(map(bool, same))} of {len(shapes)} layers begun from {entry.manifest.digest[:12]}", flush=True)
+        return [layer if match else None for layer, match in zip([*layers, *nothing], same, strict=False)]
 
     def report(
         self,
@@ -248,12 +298,12 @@ class Trial:
         improved = line.better_than(self.best)
         if improved:
             self._keep(model, line, scores, outcomes)
-            self.best, self._folds = line, list(folds)
+            self.best = line
         with (self.folder / METRICS_FILE).open("ab") as file:
             file.write(msgspec.json.encode(line) + b"\n")
-        if state is not None:
-            self._save_checkpoint(epoch, state)
         self.history.append(line)
+        if state is not None:
+            self._save_checkpoint(state)
         _print_line(line)
         self._saving = False
         if self._signal:
@@ -287,6 +337,9 @@ class Trial:
             epochs_run=line.epoch,
             data_digest=self._data_digest,
             outcomes=outcomes,
+            learned=self._learned,
+            gate=self._gate,
+            warm_start=self._warm_start or None,
             image=os.environ.get("NAS_IMAGE", ""),
             versions=_versions(),
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -302,20 +355,29 @@ class Trial:
         metrics = artifact.Metrics(validation=manifest.metrics.validation, test=test)
         manifest = msgspec.structs.replace(manifest, metrics=metrics, epochs_run=len(self.history))
         artifact.save(self.folder, data, manifest)
-        for index, fold in enumerate(self._folds):
-            files.write(self.folder / f"fold-{index}.onnx", fold, durable=False)
         if not self._signal:
             (self.folder / _CHECKPOINT).unlink(missing_ok=True)
         tested = f", {test.accuracy:.4f} on the test set" if test else ""
         print(f"kept epoch {self.best.epoch}: accuracy {self.best.accuracy:.4f}{tested}", flush=True)
         if self._place:
-            ground = store.Ground(self._data_digest, self._outcomes_of)
-            gate = store.Gate(self._args.promotion, self._args.min_improvement, self._args.significance)
-            event = store.Store(self._place.root, self._place.model).offer(self.folder, gate, ground)
+            ground = store.Ground(self._data_digest, self._outcomes_of, self._seen_by)
+            event = self._store().offer(self.folder, ground=ground)
             print(f"offered to the store: {event.event}, {event.reason}", flush=True)
 
     def _outcomes_of(self, model: artifact.Model) -> artifact.Outcomes:
         return artifact.Outcomes.of(np.concatenate([model.predict(x).argmax(axis=1) == y for x, y in self._parts]))
+
+    def _seen_by(self, manifest: artifact.Manifest) -> float | None:
+        """The share of the validation rows that a model learned from, estimated from the sample in its manifest."""
+        sample = np.frombuffer(manifest.learned, np.uint64)
+        if not len(sample):
+            return None
+        held = self._held[self._held <= sample[-1]] if len(sample) == _SAMPLE else self._held
+        return float(np.isin(held, sample).mean()) if len(held) else 0.0
+
+    def _store(self) -> store.Store:
+        assert self._place
+        return store.Store(self._place.root, self._place.model)
 
     def _test_once(self, kept: artifact.Model) -> Scores:
         assert self._data.test
@@ -330,39 +392,30 @@ class Trial:
 
     def _resume(self) -> None:
         """Go on from the checkpoint of the same trial, printing its epoch lines again: Katib lost them."""
-        checkpoint = self._load_checkpoint()
-        lines = []
-        if checkpoint:
-            with contextlib.suppress(OSError, msgspec.DecodeError):
-                text = (self.folder / METRICS_FILE).read_bytes()
-                lines = [msgspec.json.decode(line, type=Epoch) for line in text.splitlines()[: checkpoint.epoch]]
-        if not checkpoint or len(lines) != checkpoint.epoch:
-            for name in (METRICS_FILE, _CHECKPOINT):
-                (self.folder / name).unlink(missing_ok=True)
-            return
+        lines, state, warm = [], None, ""
+        with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile, msgspec.DecodeError):
+            with np.load(self.folder / _CHECKPOINT, allow_pickle=False) as saved:
+                state = {name: saved[name] for name in saved.files}
+            if str(state.pop(_FINGERPRINT)) == self._fingerprint:
+                warm = str(state.pop(_WARM))
+                text = (self.folder / METRICS_FILE).read_bytes().splitlines()
+                lines = [msgspec.json.decode(line, type=Epoch) for line in text[: int(state.pop(_EPOCH))]]
         files.write(self.folder / METRICS_FILE, b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
-        self.state = {
-            name: np.frombuffer(data, dtype).reshape(shape).copy()
-            for name, (dtype, shape, data) in checkpoint.state.items()
-        }
-        print(f"going on after epoch {checkpoint.epoch}", flush=True)
+        if not lines:
+            (self.folder / _CHECKPOINT).unlink(missing_ok=True)
+            return
+        self.state, self._warm_start = state, warm
+        print(f"going on after epoch {len(lines)}", flush=True)
         for line in lines:
             self.history.append(line)
             self.best = line if line.better_than(self.best) else self.best
             _print_line(line)
 
-    def _save_checkpoint(self, epoch: int, state: Mapping[str, Array]) -> None:
-        packed = {k: (v.dtype.str, list(v.shape), v.tobytes()) for k, v in state.items()}
-        data = msgspec.msgpack.encode(_Checkpoint(self._fingerprint, epoch, packed))
-        files.write(self.folder / _CHECKPOINT, zlib.crc32(data).to_bytes(4, "big") + data, durable=False)
-
-    def _load_checkpoint(self) -> _Checkpoint | None:
-        with contextlib.suppress(OSError, msgspec.DecodeError):
-            data = (self.folder / _CHECKPOINT).read_bytes()
-            if zlib.crc32(data[4:]) == int.from_bytes(data[:4], "big"):
-                checkpoint = msgspec.msgpack.decode(data[4:], type=_Checkpoint)
-                return checkpoint if checkpoint.fingerprint == self._fingerprint else None
-        return None
+    def _save_checkpoint(self, state: Mapping[str, Any]) -> None:
+        buffer = io.BytesIO()
+        own = {_FINGERPRINT: self._fingerprint, _EPOCH: len(self.history), _WARM: self._warm_start}
+        np.savez(buffer, allow_pickle=False, **{**state, **own})
+        files.write(self.folder / _CHECKPOINT, buffer.getvalue(), durable=False)
 
     def _on_signal(self, number: int, _: types.FrameType | None) -> None:
         self._signal = number
@@ -405,11 +458,8 @@ def _print_line(line: Epoch) -> None:
 
 def _versions() -> dict[str, str]:
     # With other threads the sums are other in their last digits, and so is the model.
-    versions = {"python": platform.python_version(), "threads": str(cpus())}
-    for name in _LIBRARIES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    return versions
+    libraries = {name: module.__version__ for name in _LIBRARIES if (module := sys.modules.get(name))}
+    return {"python": platform.python_version(), "threads": str(cpus())} | libraries
 
 
 def _await_collector() -> None:

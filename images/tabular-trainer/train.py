@@ -12,16 +12,19 @@ choice depends on it.
 
 Accuracy on few rows moves in steps, and may not move at all in the first epochs. So an epoch also counts as an
 improvement, and patience starts anew, when it is as accurate as the best at a lower cross-entropy. And an epoch makes
-at least STEPS steps: after one pass over 100 rows an accuracy is luck, and the luckiest epoch would be kept.
+at least STEPS steps: after one pass over 100 rows an accuracy is luck, and the luckiest epoch would be kept. They are
+one `partial_fit`, over the rows in several orders one after another: its checks take as long as ten steps.
 
 What makes few rows go far: columns are made uncorrelated by their covariance within the classes, so that the L2
 penalty shrinks towards linear discriminant analysis instead of towards the accidents of scale; and what is kept is a
-moving average of the weights over the passes, without the noise of the last steps.
+moving average of the weights over the epochs, without the noise of the last steps.
 
 Example: python3 train.py --layers=2 --units=16 --lr=0.01 --export-path=best
 """
 
 import csv
+import importlib.util
+import itertools
 import os
 import sys
 from argparse import Namespace
@@ -31,17 +34,13 @@ from typing import NamedTuple
 from modelkit import artifact, trial  # isort: skip - before numpy: it settles the number of threads
 
 import numpy as np
-import sklearn
-from sklearn.neural_network import MLPClassifier
 
 SPLIT_SEED = 0  # the splits belong to the data, not to the trial, so that trials and searches compare
-TEST = HOLDOUT = 5  # one row in so many
-FOLDS = 5
-STEPS = 120  # an epoch takes at least so many, over a small table in several passes
+PARTS = 5  # one row in so many is tested on, and of the others is held out
+STEPS = 24  # an epoch takes at least so many, over a small table in several passes
 MANY = 2000  # rows from which a hold-out is enough
 SHRINKAGE = 0.1  # of the correlations within classes, of which few rows know little
-AVERAGE = 0.8  # decay of the moving average, each pass
-sklearn.set_config(assume_finite=True, skip_parameter_validation=True)  # the checks take longer than the training
+AVERAGE = 0.5  # decay of the moving average, each epoch
 
 
 class Table(NamedTuple):
@@ -54,50 +53,47 @@ class Table(NamedTuple):
 
 
 def read_iris() -> Table:
-    """scikit-learn's copy. Its loader alone would take 0.1 s to import."""
-    path = Path(sklearn.__file__).parent / "datasets/data/iris.csv"
-    cells = np.loadtxt(path, delimiter=",", skiprows=1)
+    """scikit-learn's copy, without importing it."""
+    spec = importlib.util.find_spec("sklearn")
+    assert spec
+    assert spec.origin
+    cells = np.loadtxt(Path(spec.origin).parent / "datasets/data/iris.csv", delimiter=",", skiprows=1)
     names = ["sepal_length", "sepal_width", "petal_length", "petal_width"]
     features = [artifact.Feature(name, 0, 0) for name in names]
-    return Table(
-        cells[:, :-1].astype(np.float32), cells[:, -1].astype(np.int64), features, ["setosa", "versicolor", "virginica"]
-    )
+    classes = ["setosa", "versicolor", "virginica"]
+    return Table(cells[:, :-1].astype(np.float32), cells[:, -1].astype(np.int64), features, classes)
 
 
 def read_csv(path: Path, target: str, columns: str) -> Table:
     """A CSV file; `columns` is NAME or NAME:category, comma-separated, empty for all but the target as numbers."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            header, *lines = [line for line in csv.reader(file) if line]
-    except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
+            reader = csv.DictReader(file, restkey="more")
+            lines, header = list(reader), list(reader.fieldnames or [])
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         sys.exit(f"error: {path} can't be read as CSV: {error}")
-    asked = dict(word.partition(":")[::2] for word in columns.split(",") if word)
-    kinds = asked or {name: "" for name in header if name != target}
+    kinds = dict(word.partition(":")[::2] for word in columns.split(",") if word)
+    kinds = kinds or {name: "" for name in header if name != target}
     for name in [target, *kinds]:
         if name not in header:
             sys.exit(f"error: {path} has no column {name!r}; it has: {', '.join(header)}")
     if unknown := set(kinds.values()) - {"", "number", "category"}:
         sys.exit(f"error: --columns: {unknown.pop()!r} is neither number nor category")
-    at = {name: header.index(name) for name in [target, *kinds]}
-    if short := next((i for i, line in enumerate(lines, 2) if len(line) != len(header)), 0):
-        sys.exit(f"error: {path} line {short}: expected {len(header)} cells as in its header")
-    features = []
-    for name, kind in kinds.items():
-        values = sorted({line[at[name]] for line in lines}) if kind == "category" else None
-        features.append(artifact.Feature(name, 0, 0, values))
+    for number, line in enumerate(lines, 2):
+        if "more" in line or None in line.values():
+            sys.exit(f"error: {path} line {number}: expected {len(header)} cells as in its header")
+    values = {name: sorted({line[name] for line in lines}) for name in [target, *kinds]}
+    features = [artifact.Feature(n, 0, 0, values[n] if kind == "category" else None) for n, kind in kinds.items()]
     rows = np.empty((len(lines), len(features)), np.float32)
-    for i, line in enumerate(lines):
-        for j, feature in enumerate(features):
-            try:
-                rows[i, j] = feature.number(line[at[feature.name]])
-            except ValueError as error:
-                sys.exit(f"error: {path} line {i + 2}: {error}")
-    classes = sorted({line[at[target]] for line in lines})
-    labels = np.array([classes.index(line[at[target]]) for line in lines], np.int64)
-    smallest = np.bincount(labels, minlength=2).min()
-    if smallest < 2 * FOLDS:
-        sys.exit(f"error: {path}: {target} needs two classes or more, each with at least {2 * FOLDS} rows")
-    return Table(rows, labels, features, classes)
+    for number, line in enumerate(lines):
+        try:
+            rows[number] = [feature.number(line[feature.name]) for feature in features]
+        except ValueError as error:
+            sys.exit(f"error: {path} line {number + 2}: {error}")
+    labels = np.array([values[target].index(line[target]) for line in lines], np.int64)
+    if np.bincount(labels, minlength=2).min() < 2 * PARTS:
+        sys.exit(f"error: {path}: {target} needs two classes or more, each with at least {2 * PARTS} rows")
+    return Table(rows, labels, features, values[target])
 
 
 def stratified(labels: artifact.Array, parts: int, seed: int = SPLIT_SEED) -> list[artifact.Array]:
@@ -107,25 +103,16 @@ def stratified(labels: artifact.Array, parts: int, seed: int = SPLIT_SEED) -> li
     return [np.sort(order[part::parts]) for part in range(parts)]
 
 
-class Split(NamedTuple):
-    """A table taken apart: training rows and labels, how they are validated, and the test set.
-
-    `folds` are indices of held-out training rows: all of them in FOLDS parts, or one hold-out.
-    """
-
-    rows: artifact.Array
-    labels: artifact.Array
-    folds: list[artifact.Array]
-    test_rows: artifact.Array
-    test_labels: artifact.Array
-
-    @classmethod
-    def of(cls, table: Table) -> "Split":
-        test, *_ = stratified(table.labels, TEST)
-        train = np.setdiff1d(np.arange(len(table.rows)), test)
-        rows, labels = table.rows[train], table.labels[train]
-        folds = stratified(labels, FOLDS) if len(train) < MANY else stratified(labels, HOLDOUT)[:1]
-        return cls(rows, labels, folds, table.rows[test], table.labels[test])
+def split(table: Table) -> trial.Data:
+    """The table with its test set apart: cross-validation of few rows, one hold-out of many."""
+    if len(table.rows) < MANY:
+        test = stratified(table.labels, PARTS)[0]
+    else:
+        test = trial.held_out(table.rows, table.labels, PARTS)
+    train = np.setdiff1d(np.arange(len(table.rows)), test)
+    rows, labels = table.rows[train], table.labels[train]
+    held = stratified(labels, PARTS) if len(table.rows) < MANY else [trial.held_out(rows, labels, PARTS, 1)]
+    return trial.Data(rows, labels, held, (table.rows[test], table.labels[test]))
 
 
 class Learner:
@@ -139,36 +126,39 @@ class Learner:
         rows: artifact.Array,
         labels: artifact.Array,
     ) -> None:
-        self.contract, self.classes = contract, classes
+        import sklearn  # takes a second to import: not for a digest of the data
+        from sklearn.neural_network import MLPClassifier
+
+        sklearn.set_config(assume_finite=True, skip_parameter_validation=True)  # the checks outlast the training
+        self.contract, self.classes, self.seed = contract, classes, args.seed
         wide = artifact.widened(rows, contract).astype(np.float64)
         self.offset = wide.mean(axis=0)
         self.whitening = _whitening(wide, labels)
         self.rows, self.labels = (wide - self.offset) @ self.whitening, labels
-        # A RandomState goes on from epoch to epoch; with a number, every partial_fit would shuffle alike.
-        self.random = np.random.RandomState(args.seed)
         self.network = MLPClassifier(
             hidden_layer_sizes=(args.units,) * args.layers,
             activation=args.activation,
             learning_rate_init=args.lr,
             batch_size=args.batch_size,
             alpha=args.alpha,
-            random_state=self.random,
+            shuffle=False,  # an epoch's order is drawn here
+            random_state=args.seed,
         )
         self.average: list[artifact.Array] = []
         self.passes = -(-STEPS * args.batch_size // len(rows))
-        self.done = 0  # passes
+        self.done = 0  # epochs
 
     def epoch(self) -> None:
-        for _ in range(self.passes):
-            try:
-                self.network.partial_fit(self.rows, self.labels, classes=range(len(self.classes)))
-            except ValueError as error:  # scikit-learn's word for weights that aren't finite
-                raise trial.TrialError(f"training diverged, a lower --lr may help: {error}") from error
-            # The average starts short, so that it isn't held back by the random beginning.
-            keep = min(AVERAGE, self.done / (self.done + 2))
-            weights = [*self.network.coefs_, *self.network.intercepts_]
-            self.average = [keep * a + (1 - keep) * w for a, w in zip(self.average or weights, weights, strict=True)]
-            self.done += 1
+        draw = np.random.default_rng([self.seed, self.done])
+        order = np.concatenate([draw.permutation(len(self.rows)) for _ in range(self.passes)])
+        try:
+            self.network.partial_fit(self.rows[order], self.labels[order], classes=range(len(self.classes)))
+        except ValueError as error:  # scikit-learn's word for weights that aren't finite
+            raise trial.TrialError(f"training diverged, a lower --lr may help: {error}") from error
+        # The average starts short, so that it isn't held back by the random beginning.
+        keep, weights = min(AVERAGE, self.done / (self.done + 2)), self._weights()
+        self.average = [keep * a + (1 - keep) * w for a, w in zip(self.average or weights, weights, strict=True)]
+        self.done += 1
 
     def onnx(self) -> bytes:
         half = len(self.average) // 2
@@ -179,16 +169,30 @@ class Learner:
         layers[0] = self.whitening @ layers[0][0], layers[0][1]
         return artifact.mlp(layers, self.network.activation, self.contract, self.classes, self.offset)
 
+    def _weights(self) -> list[artifact.Array]:
+        return [*self.network.coefs_, *self.network.intercepts_]
+
     def _tensors(self) -> list[artifact.Array]:
         adam = self.network._optimizer
-        return [*self.network.coefs_, *self.network.intercepts_, *adam.ms, *adam.vs, *self.average]
+        return [*self._weights(), *adam.ms, *adam.vs, *self.average]
 
     def state(self) -> dict[str, artifact.Array]:
         """All that the next epoch depends on."""
-        generator = self.random.get_state(legacy=False)["state"]
-        counters = np.array([generator["pos"], self.network._optimizer.t, self.done])
         tensors = np.concatenate([tensor.ravel() for tensor in self._tensors()])
-        return {"tensors": tensors, "key": generator["key"], "counters": counters}
+        return {"tensors": tensors, "counters": np.array([self.network._optimizer.t, self.done])}
+
+    def begin(self, layers: list[tuple[artifact.Array, artifact.Array] | None]) -> None:
+        """Start from these layers, as a model file has them, where they aren't None."""
+        self.epoch()  # builds the network and the optimiser, whose numbers are then replaced
+        for place, layer in enumerate(layers):
+            if layer:
+                weights, bias = layer
+                weights = np.linalg.solve(self.whitening, weights) if place == 0 else weights
+                if self.network.coefs_[place].shape != weights.shape:  # one output of two classes, as in `onnx`
+                    weights, bias = weights[:, 1:] - weights[:, :1], bias[1:] - bias[:1]
+                self.network.coefs_[place][...], self.network.intercepts_[place][...] = weights, bias
+        del self.network._optimizer
+        self.average, self.done = [], 0
 
     def restore(self, state: dict[str, artifact.Array]) -> None:
         self.epoch()  # builds the network and the optimiser, whose numbers are then replaced
@@ -196,8 +200,7 @@ class Learner:
         parts = np.split(state["tensors"], np.cumsum([tensor.size for tensor in tensors])[:-1])
         for tensor, saved in zip(tensors, parts, strict=True):
             tensor[...] = saved.reshape(tensor.shape)
-        position, self.network._optimizer.t, self.done = (int(number) for number in state["counters"])
-        self.random.set_state({"bit_generator": "MT19937", "state": {"key": state["key"], "pos": position}})
+        self.network._optimizer.t, self.done = (int(number) for number in state["counters"])
 
 
 def _whitening(rows: artifact.Array, labels: artifact.Array) -> artifact.Array:
@@ -218,7 +221,9 @@ def arguments(words: list[str] | None = None) -> Namespace:
     parser.add_argument("--units", type=trial.at_least(1), required=True, help="units in each hidden layer")
     parser.add_argument("--lr", type=float, required=True, help="Adam's learning rate")
     parser.add_argument("--activation", choices=list(artifact.ACTIVATIONS), default="relu", help="default: %(default)s")
-    parser.add_argument("--batch-size", type=trial.at_least(1), default=8, help="rows in a step (default: %(default)s)")
+    parser.add_argument(
+        "--batch-size", type=trial.at_least(1), default=16, help="rows in a step (default: %(default)s)"
+    )
     parser.add_argument("--alpha", type=float, default=0.5, help="L2 penalty (default: %(default)s)")
     parser.add_argument("--data", default="iris", help="a CSV file, in $NAS_DATA if relative (default: Iris)")
     parser.add_argument("--target", default="", help="the CSV file's column with the classes")
@@ -229,37 +234,33 @@ def arguments(words: list[str] | None = None) -> Namespace:
     return args
 
 
-def read(args: Namespace) -> Table:
-    if args.data == "iris":
-        return read_iris()
-    return read_csv(Path(os.environ.get("NAS_DATA", "/data")) / args.data, args.target, args.columns)
-
-
 def main() -> None:
     args = arguments()
-    table = read(args)
-    split, classes = Split.of(table), table.classes
-    ranges = zip(table.features, split.rows.min(axis=0), split.rows.max(axis=0), strict=True)
+    path = Path(os.environ.get("NAS_DATA", "/data")) / args.data
+    table = read_iris() if args.data == "iris" else read_csv(path, args.target, args.columns)
+    data, classes = split(table), table.classes
+    ranges = zip(table.features, data.rows.min(axis=0), data.rows.max(axis=0), strict=True)
     features = [artifact.Feature(f.name, round(float(a), 3), round(float(b), 3), f.values) for f, a, b in ranges]
     contract = artifact.Input(dtype="float32", shape=[len(features)], features=features)
-
-    data = trial.Data(split.rows, split.labels, split.folds, (split.test_rows, split.test_labels))
-    name = "iris" if args.data == "iris" else Path(args.data).stem
-    with trial.Trial(args, model=name, input=contract, classes=classes, data=data) as run:
-        shares = [np.delete(np.arange(len(split.rows)), fold) for fold in split.folds]
+    with trial.Trial(args, model=path.stem, input=contract, classes=classes, data=data) as run:
+        shares = [np.delete(np.arange(len(data.rows)), fold) for fold in data.held]
         if len(shares) > 1:
-            shares.append(np.arange(len(split.rows)))
-        learners = [Learner(args, contract, classes, split.rows[share], split.labels[share]) for share in shares]
+            shares.append(np.arange(len(data.rows)))
+        learners = [Learner(args, contract, classes, data.rows[share], data.labels[share]) for share in shares]
+        widths = [learners[0].rows.shape[1], *[args.units] * args.layers, len(classes)]
+        if any(start := run.warm_start(list(itertools.pairwise(widths)))):
+            for learner in learners:
+                learner.begin(start)
         if run.state:
             for number, learner in enumerate(learners):
-                learner.restore({name: run.state[f"{number}.{name}"] for name in ("tensors", "key", "counters")})
+                learner.restore({name: run.state[f"{number}.{name}"] for name in ("tensors", "counters")})
         for _ in run.epochs():
             for learner in learners:
                 learner.epoch()
             *folds, model = (learner.onnx() for learner in learners)
             state = {f"{n}.{name}": a for n, learner in enumerate(learners) for name, a in learner.state().items()}
-            known = artifact.predict(model, split.rows[shares[-1]])
-            loss = artifact.score([known], [split.labels[shares[-1]]], "holdout").loss
+            known = artifact.predict(model, data.rows[shares[-1]])
+            loss = artifact.score([known], [data.labels[shares[-1]]], "holdout").loss
             run.report(loss=loss, model=model, folds=folds, state=state)
 
 

@@ -9,7 +9,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from modelkit import artifact
+from modelkit import artifact, trial
 
 SCRIPT = Path(__file__).parents[3] / "images/mnist-trainer/train.py"
 ROWS = {"train": 1200, "t10k": 200}
@@ -77,7 +77,7 @@ def test_the_printed_accuracy_is_exactly_that_of_the_kept_file_on_the_hold_out(
     assert result.returncode == 0, result.stderr
     model = artifact.load(tmp_path / "best")
     images, labels = read(trainer, data, "train")
-    _, holdout = trainer.split(len(images))
+    holdout = trial.held_out(images, labels, trainer.HOLDOUT)
     scores = model.score(images[holdout], labels[holdout], "holdout")
     printed = float(epoch_lines(result)[model.manifest.epoch - 1].split("accuracy=")[1])
     assert printed == scores.accuracy == model.manifest.metrics.validation.accuracy
@@ -85,10 +85,12 @@ def test_the_printed_accuracy_is_exactly_that_of_the_kept_file_on_the_hold_out(
     assert model.manifest.metrics.test == model.score(*read(trainer, data, "t10k"), "test")
 
 
-def test_no_image_is_both_learned_from_and_held_out(trainer: ModuleType) -> None:
-    train_rows, holdout = trainer.split(60000)
-    assert (len(train_rows), len(holdout)) == (50000, 10000)
-    assert len(set(train_rows) | set(holdout)) == 60000
+def test_an_image_is_held_out_by_its_own_content_whatever_comes_beside_it() -> None:
+    images = np.random.default_rng(0).integers(256, size=(6000, 784)).astype(np.uint8)
+    labels = np.arange(6000) % 10
+    held = trial.held_out(images, labels, 6)
+    assert 850 < len(held) < 1150
+    assert (trial.held_out(images[1000:], labels[1000:], 6) == held[held >= 1000] - 1000).all()
 
 
 @pytest.mark.parametrize("activation", ["relu", "tanh", "logistic", "identity"])
@@ -132,25 +134,32 @@ def test_distortion_moves_each_image_by_a_draw_of_its_own_and_keeps_it_recognisa
     assert bent.shape == straight.shape == copies.shape
 
 
-@pytest.mark.parametrize("words", [["--augmentation=elastic"], ["--augmentation=affine", "--schedule=cosine"]])
+@pytest.mark.parametrize("words", [["--augmentation=elastic"], ["--augmentation=affine"]])
 def test_distorted_images_are_learned_from(data: Path, tmp_path: Path, words: list[str]) -> None:
     more = ["--strength=0.3", "--label-smoothing=0.05", "--weight-decay=0.05", "--epochs=6"]
     lines = epoch_lines(train(data, tmp_path / "best", *words, *more))
     assert float(lines[-1].split("accuracy=")[1]) > 0.5
 
 
-@pytest.mark.parametrize(("schedule", "middle", "end"), [("linear", 0.5, 0), ("cosine", 0.5, 0), ("constant", 1, 1)])
-def test_the_learning_rate_warms_up_and_falls_as_the_schedule_says(
-    data: Path, trainer: ModuleType, network: ModuleType, schedule: str, middle: float, end: float
-) -> None:
+def test_the_learning_rate_warms_up_and_falls_to_nothing(data: Path, trainer: ModuleType, network: ModuleType) -> None:
     words = "--layers=1 --units=4 --lr=0.2 --batch-size=60 --epochs=10 --export-path=x"
-    args = trainer.arguments([*words.split(), f"--schedule={schedule}"])
-    training = network.Training(args, *trainer.read(data / "mnist", "train"), 10)
+    training = network.Training(trainer.arguments(words.split()), *trainer.read(data / "mnist", "train"), 10)
     rates = []
     for training.step in (0, 20, 110, 200):
         rates.append(training._rate() / 0.2)
     assert training.steps == 200
-    assert rates == pytest.approx([1 / 20, 1, middle, end], abs=0.01)
+    assert rates == pytest.approx([1 / 20, 1, 0.5, 0], abs=0.01)
+
+
+def test_a_warm_start_begins_where_the_current_model_is_and_the_manifest_names_it(data: Path, tmp_path: Path) -> None:
+    first = train(data, tmp_path / "mnist/trials/first/one", "--epochs=4")
+    current = artifact.load(tmp_path / "mnist/trials/first/one").manifest
+    for name, words in (("cold", []), ("warm", ["--warm-start"])):
+        train(data, tmp_path / f"mnist/trials/{name}/one", "--epochs=1", "--lr=1e-9", "--seed=7", *words)
+    cold, warm = (artifact.load(tmp_path / f"mnist/trials/{name}/one").manifest for name in ("cold", "warm"))
+    assert (cold.warm_start, warm.warm_start) == (None, current.digest), first.stderr
+    assert warm.metrics.validation.accuracy > current.metrics.validation.accuracy - 0.1
+    assert cold.metrics.validation.accuracy < 0.4
 
 
 def test_images_of_any_size_with_names_of_their_own_are_learned_from(tmp_path: Path) -> None:

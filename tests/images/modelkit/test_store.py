@@ -170,6 +170,58 @@ def test_a_killed_trials_model_is_adopted_by_the_next_offer(home: Store, trial_f
     assert (killed / store.OFFERED).exists()
 
 
+def test_a_killed_trials_model_is_judged_by_its_own_gate(home: Store, trial_folder: Folder) -> None:
+    home.offer(trial_folder("a", 0.8))
+    trial_folder("killed", 0.95, gate=Gate("manual"))
+    home.offer(trial_folder("b", 0.81))
+    assert {event.trial: event.event for event in home.history()[1:]} == {
+        "search/killed": "recorded",
+        "search/b": "promoted",
+    }
+
+
+def test_a_killed_trials_model_of_other_data_waits_for_an_offer_on_its_data(home: Store, trial_folder: Folder) -> None:
+    home.offer(trial_folder("a", 0.8))
+    killed = trial_folder("killed", 0.95, data_digest="e" * 64)
+    home.offer(trial_folder("b", 0.81))
+    assert home.adopt() == []
+    assert not (killed / store.OFFERED).exists()
+    home.offer(trial_folder("c", 0.9, data_digest="e" * 64), ground=store.Ground("e" * 64, lambda _: outcomes(850)))
+    assert home.load().manifest.trial == "killed"
+
+
+def test_history_tells_that_the_current_model_had_learned_from_the_rows_compared(
+    home: Store, trial_folder: Folder
+) -> None:
+    home.offer(trial_folder("a", 0.8, data_digest="e" * 64))
+    event = home.offer(trial_folder("b", 0.9), ground=store.Ground("d" * 64, lambda _: outcomes(950), lambda _: 0.75))
+    assert (event.event, event.current_learned) == ("kept", 0.75)
+    assert event.reason.endswith("; the current model had learned from about 75% of the rows compared")
+
+
+def test_a_model_that_was_refused_is_not_adopted_but_can_be_promoted(home: Store, trial_folder: Folder) -> None:
+    folder = trial_folder("diverged", 0.9)
+    digest = home.refuse(folder, "its trial failed").digest
+    home.offer(trial_folder("b", 0.8))
+    assert home.load().manifest.trial == "b"
+    home.promote(digest)
+    assert home.load().manifest.trial == "diverged"
+
+
+def test_a_relative_folder_is_judged_once(home: Store, trial_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home.root)
+    home.offer(trial_folder("a", 0.8).relative_to(home.root))
+    assert len(home.history()) == 1
+
+
+def test_gc_removes_what_a_killed_promotion_left(home: Store, trial_folder: Folder) -> None:
+    home.offer(trial_folder("a", 0.8))
+    left = home.folder / "versions/.new-abc"
+    left.mkdir()
+    assert home.gc() == []
+    assert left in home.gc(older_than=0)
+
+
 def test_a_running_trial_is_not_adopted(home: Store, trial_folder: Folder) -> None:
     running = trial_folder("running", 0.95)
     with files.locked(running / ".lock"):

@@ -4,7 +4,9 @@ import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from modelkit import artifact, files, store, trial
 
@@ -70,7 +72,7 @@ def test_a_killed_trial_goes_on_where_it_was_and_prints_its_earlier_lines_again(
     resumed = run([*command, f"--export-path={folder}", "--kill-at=4"])
     assert resumed.returncode == -9, "the parameters are the same, so the kill comes again"
     assert epoch_lines(resumed) == whole[:3]
-    (folder / "checkpoint").write_bytes(b"torn")
+    (folder / "checkpoint.npz").write_bytes(b"torn")
     again = run([*command, f"--export-path={folder}"])
     assert epoch_lines(again) == whole
 
@@ -89,6 +91,9 @@ def test_a_loss_that_is_not_a_number_ends_the_trial_and_keeps_the_best_so_far(tr
     assert "accuracy=nan" not in result.stdout + result.stderr
     assert result.stderr.startswith("error: epoch 3: the loss is nan")
     assert artifact.load(folder).manifest.epochs_run <= 2
+    home = store.Store(folder.parents[3], "demo")
+    assert [event.event for event in home.history()] == ["refused"]
+    assert home.adopt() == []
 
 
 def test_two_trials_never_write_to_one_folder(trainer: Trainer, folder: Path) -> None:
@@ -137,3 +142,25 @@ def test_the_digest_of_the_data_is_told_without_training_and_is_the_manifests(
     manifest = store.Store(tmp_path, "demo").load().manifest
     assert told.stdout == f"sha256:{manifest.data_digest}\n"
     assert run(trainer("--lr=1", f"--export-path={folder}", "--data_digest")).stdout == told.stdout
+
+
+def test_a_label_that_is_learned_from_is_part_of_the_datas_digest() -> None:
+    rows, labels, held = np.zeros((8, 2), np.float32), np.arange(8) % 2, [np.array([0, 1])]
+    other = labels.copy()
+    other[7] = 0
+    assert trial.Data(rows, labels, held).digest != trial.Data(rows, other, held).digest
+
+
+def test_the_share_of_rows_that_a_model_learned_from_is_told_from_a_sample(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(9000, 3)).astype(np.float32)
+    labels = np.zeros(9000, np.int64)
+    args = trial.argument_parser("").parse_args([f"--export-path={tmp_path}"])
+
+    def made(held: artifact.Array) -> trial.Trial:
+        takes = artifact.Input(dtype="float32", shape=[3])
+        return trial.Trial(args, model="m", input=takes, classes=["a"], data=trial.Data(rows, labels, [held]))
+
+    first, same, half = made(np.arange(3000)), made(np.arange(3000)), made(np.arange(1500, 4500))
+    manifest = SimpleNamespace(learned=first._learned)
+    assert same._seen_by(manifest) == 0
+    assert half._seen_by(manifest) == pytest.approx(0.5, abs=0.15)

@@ -13,6 +13,21 @@ from modelkit import artifact, store
 SCRIPT = Path(__file__).parents[3] / "images/tabular-trainer/train.py"
 
 
+# The trainer, which also leaves what it reports of its folds: EPOCH-FOLD.onnx.
+KEEPING = """
+import runpy, sys
+from modelkit import trial
+report = trial.Trial.report
+def keeping(self, **told):
+    report(self, **told)
+    for number, fold in enumerate(told["folds"]):
+        (self.folder / f"{len(self.history)}-{number}.onnx").write_bytes(fold)
+trial.Trial.report = keeping
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 def train(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(SCRIPT), "--layers=1", "--units=16", "--lr=0.02", f"--export-path={folder}", *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | {"NAS_CPUS": "1"})
@@ -36,7 +51,9 @@ def trainer() -> ModuleType:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """The store a trial left, and the epoch lines it printed."""
     root = tmp_path_factory.mktemp("store")
-    result = train(root / "iris/trials/search/one", "--seed=3")
+    words = ["--layers=1", "--units=16", "--lr=0.02", "--seed=3", f"--export-path={root}/iris/trials/search/one"]
+    command = [sys.executable, "-c", KEEPING, str(SCRIPT), *words]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     return root, epoch_lines(result)
 
@@ -46,15 +63,14 @@ def test_the_printed_accuracy_is_exactly_that_of_the_kept_folds_on_the_rows_they
 ) -> None:
     root, lines = trained
     manifest = store.Store(root, "iris").load().manifest
-    split = trainer.Split.of(trainer.read_iris())
-    folder = root / "iris/trials/search/one"
-    folds = [(folder / f"fold-{index}.onnx").read_bytes() for index in range(len(split.folds))]
+    data = trainer.split(trainer.read_iris())
+    kept = (root / f"iris/trials/search/one/{manifest.epoch}-{index}.onnx" for index in range(len(data.held)))
     correct = sum(
-        int((artifact.predict(fold, split.rows[held]).argmax(axis=1) == split.labels[held]).sum())
-        for fold, held in zip(folds, split.folds, strict=True)
+        int((artifact.predict(fold.read_bytes(), data.rows[held]).argmax(axis=1) == data.labels[held]).sum())
+        for fold, held in zip(kept, data.held, strict=True)
     )
     printed = float(lines[manifest.epoch - 1].split("accuracy=")[1])
-    assert printed == correct / len(split.rows) == manifest.metrics.validation.accuracy
+    assert printed == correct / len(data.rows) == manifest.metrics.validation.accuracy
     assert manifest.metrics.validation.estimator == "cv"
 
 
@@ -62,23 +78,35 @@ def test_the_promoted_model_scores_on_the_test_set_as_its_manifest_says(
     trained: tuple[Path, list[str]], trainer: ModuleType
 ) -> None:
     model = store.Store(trained[0], "iris").load()
-    split = trainer.Split.of(trainer.read_iris())
-    assert model.manifest.metrics.test == model.score(split.test_rows, split.test_labels, "test")
+    rows, labels = trainer.split(trainer.read_iris()).test
+    assert model.manifest.metrics.test == model.score(rows, labels, "test")
 
 
 def test_no_row_is_both_learned_from_and_tested_on(trainer: ModuleType) -> None:
     table = trainer.read_iris()
-    split = trainer.Split.of(table)
-    assert len(split.rows) + len(split.test_rows) == len(table.rows)
-    assert sorted(np.concatenate(split.folds)) == list(range(len(split.rows)))
-    assert all(np.bincount(split.labels[fold]).tolist() == [8, 8, 8] for fold in split.folds)
+    data = trainer.split(table)
+    assert len(data.rows) + len(data.test[0]) == len(table.rows)
+    assert sorted(np.concatenate(data.held)) == list(range(len(data.rows)))
+    assert all(np.bincount(data.labels[fold]).tolist() == [8, 8, 8] for fold in data.held)
 
 
-def test_many_rows_have_one_hold_out_instead_of_folds(trainer: ModuleType) -> None:
-    labels = np.arange(3 * trainer.MANY) % 2
-    table = trainer.Table(np.zeros((len(labels), 1), np.float32), labels, [], ["no", "yes"])
-    (held,) = trainer.Split.of(table).folds
-    assert len(held) == trainer.Split.of(table).labels.size // trainer.HOLDOUT
+def test_many_rows_have_one_hold_out_and_a_row_stays_in_its_part_when_others_come(trainer: ModuleType) -> None:
+    rows = np.random.default_rng(0).normal(size=(2 * trainer.MANY, 3)).astype(np.float32)
+
+    def parts(count: int) -> tuple[set[bytes], set[bytes], set[bytes]]:
+        table = trainer.Table(rows[:count], np.arange(count) % 2, [], ["no", "yes"])
+        data = trainer.split(table)
+        (held,) = data.held
+        chosen = np.delete(data.rows, held, axis=0), data.rows[held], data.test[0]
+        learned, held_out, test = ({row.tobytes() for row in part} for part in chosen)
+        return learned, held_out, test
+
+    before, after = parts(trainer.MANY), parts(2 * trainer.MANY)
+    assert sum(map(len, before)) == trainer.MANY
+    assert all(
+        abs(len(part) / trainer.MANY - share) < 0.04 for part, share in zip(before, (0.6, 0.2, 0.2), strict=True)
+    )
+    assert all(old <= new for old, new in zip(before, after, strict=True))
 
 
 def test_a_killed_trial_that_goes_on_equals_one_that_was_never_stopped(tmp_path: Path) -> None:
@@ -162,3 +190,45 @@ def test_a_learning_rate_that_diverges_ends_the_trial(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert "nan" not in result.stdout
     assert result.stderr.splitlines()[-1].startswith("error: ")
+
+
+def test_the_digest_of_the_data_needs_no_scikit_learn_and_is_the_manifests(
+    trained: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "scipy.py").write_text("raise ImportError('not for a digest')\n")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    words = [sys.executable, str(SCRIPT), "--data-digest"]
+    told = subprocess.run(words, capture_output=True, text=True, timeout=60, env=environment)
+    assert (told.returncode, told.stderr) == (0, "")
+    assert told.stdout == f"sha256:{store.Store(trained[0], 'iris').load().manifest.data_digest}\n"
+
+
+def points(path: Path, count: int = 2400) -> Path:
+    """A table of many rows: which of two clouds a point is of."""
+    random = np.random.default_rng(1)
+    labels = np.arange(count) % 2
+    lines = [
+        f"{x:.6f},{y:.6f},{kind}"
+        for (x, y), kind in zip(random.normal(size=(count, 2)) + 2 * labels[:, None], labels, strict=True)
+    ]
+    path.write_text("\n".join(["x,y,kind", *lines]) + "\n")
+    return path
+
+
+def test_a_warm_start_begins_where_the_current_model_is_and_the_manifest_names_it(tmp_path: Path) -> None:
+    words = [f"--data={points(tmp_path / 'points.csv')}", "--target=kind", "--epochs=1", "--lr=1e-9", "--seed=7"]
+    train(tmp_path / "points/trials/first/one", *words[:-2], "--lr=0.01", "--seed=1")
+    current = store.Store(tmp_path, "points").load().manifest
+    cold = train(tmp_path / "points/trials/cold/one", *words)
+    warm = train(tmp_path / "points/trials/warm/one", *words, "--warm-start")
+    assert f"2 of 2 layers begun from {current.digest[:12]}" in warm.stdout
+    assert artifact.load(tmp_path / "points/trials/warm/one").manifest.warm_start == current.digest
+    assert artifact.load(tmp_path / "points/trials/cold/one").manifest.warm_start is None
+    accuracy = [float(epoch_lines(result)[0].split("accuracy=")[1]) for result in (cold, warm)]
+    assert accuracy[1] == pytest.approx(current.metrics.validation.accuracy, abs=0.01)
+    assert accuracy[0] < accuracy[1] - 0.05
+
+
+def test_a_model_that_learned_from_rows_held_out_now_is_not_begun_from(trained: tuple[Path, list[str]]) -> None:
+    result = train(trained[0] / "iris/trials/next/one", "--warm-start", "--epochs=1")
+    assert "not begun from the current model: it learned from rows held out here" in result.stdout
