@@ -221,6 +221,8 @@ class Trial:
 
     def __enter__(self) -> "Trial":
         with self._plain_errors():
+            if not len(self._held) or not self._learned:
+                raise TrialError("the data has too few different rows: some must be learned from and others held out")
             self.folder.mkdir(parents=True, exist_ok=True)
             self._stack.enter_context(files.locked(self.folder / ".lock", wait=_LOCK_WAIT))
             self._resume()
@@ -458,7 +460,7 @@ def _print_line(line: Epoch) -> None:
 
 def _versions() -> dict[str, str]:
     # With other threads the sums are other in their last digits, and so is the model.
-    libraries = {name: module.__version__ for name in _LIBRARIES if (module := sys.modules.get(name))}
+    libraries = {name: str(module.__version__) for name in _LIBRARIES if (module := sys.modules.get(name))}
     return {"python": platform.python_version(), "threads": str(cpus())} | libraries
 
 

@@ -167,7 +167,7 @@ def test_images_of_any_size_with_names_of_their_own_are_learned_from(tmp_path: P
     folder.mkdir()
     for part, count in ROWS.items():
         labels = (np.arange(count) % 2).astype(np.uint8)
-        images = np.zeros((count, 6, 9), np.uint8)
+        images = np.random.default_rng(0).integers(100, size=(count, 6, 9)).astype(np.uint8)
         images[labels == 0, 2], images[labels == 1, :, 4] = 255, 255
         for name, array in (("images-idx3", images), ("labels-idx1", labels)):
             header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes()
