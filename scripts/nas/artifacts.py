@@ -4,25 +4,22 @@ import contextlib
 import json
 import os
 import secrets
-import select
-import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
 from nas import bridge
-from nas.cluster import Cluster, ClusterError, trouble
+from nas.cluster import Cluster, ClusterError, last_line, trouble
 from nas.errors import NasError
+from nas.progress import condition
 
-CLAIM = Path("/model")
+CLAIM = "/model"
 ATTEMPTS = 5  # in a row that get no further
 READY = 120.0  # seconds a bridge pod has to start
 LIFETIME = 3600  # seconds after which a temporary pod ends, should nobody be left to remove it
-Told = Callable[[int], object]
 
 
 class Claim:
@@ -31,157 +28,81 @@ class Claim:
     def __init__(self, cluster: Cluster, pod: str) -> None:
         self.cluster, self.pod = cluster, pod
 
-    def command(self, name: str) -> list[str]:
-        """kubectl's words to run one of the bridge's commands in the pod."""
-        source = Path(bridge.__file__).read_text()
-        return ["exec", "-i", self.pod, "--", "python3", "-c", source, name, str(CLAIM)]
+    def list(self, path: str) -> str:
+        """What is below a folder: bytes, time (UTC) and path of each file. Raises NasError."""
+        shown = ["-type", "f", "!", "-name", ".*", "-printf", r"%12s %TY-%Tm-%Td %TH:%TM %p\n"]
+        return self.cluster.call("exec", self.pod, "--", "find", there(path), *shown).replace(f" {CLAIM}/", " ")
 
-    def ask(self, name: str, request: Any) -> Any:
-        """A bridge command's answer; asked again while the pod restarts. Raises NasError."""
-        problem: Exception | None = None
-        for _ in range(ATTEMPTS):
-            try:
-                return json.loads(self._exchange(name, request, _answer))
-            except (ClusterError, ValueError) as error:
-                problem = error
-                wait_ready(self.cluster, self.pod)
-        raise NasError(f"the bridge pod {self.pod} doesn't answer: {problem}")
+    def kept(self, model: str, **more: Any) -> dict[str, Any]:
+        """What `bridge.kept` tells of a model. Raises NasError."""
 
-    def copy(self, source: str, destination: Path, told: Told, begin: Told) -> int:
+        def ask(source: IO[bytes], target: IO[bytes], _: bridge.Told) -> Any:
+            bridge.say(target, {"model": model, **more})
+            return bridge.hear(source)
+
+        return dict(self._persist("kept", CLAIM, ask))
+
+    def copy(self, path: str, destination: Path, told: bridge.Told) -> int:
         """Copy a file or what is below a folder to `destination`, and count the files.
 
-        What is there already isn't fetched again; a part of a file is gone on from. `begin` gets the bytes in all,
-        `told` those of each step. Raises NasError when it breaks off again and again; the parts stay.
+        What is there already isn't fetched again; a part of a file is gone on from. Raises NasError when it breaks off
+        again and again; the parts stay.
         """
-        base = there(source)
-        files: list[File] = []
+        return int(self._persist("send", there(path), lambda *pipes: bridge.receive(destination, *pipes), told))
 
-        def look() -> None:
-            listed = self.ask("list", {"path": base, "digests": True})
-            files[:] = [File(e["path"], destination / os.path.relpath(e["path"], base), *_state(e)) for e in listed]
+    def put(self, source: Path, path: str, told: bridge.Told) -> int:
+        """Copy a file, or what is below a folder, to `path` on the claim, as `copy`; the number of files."""
+        return int(self._persist("receive", there(path), lambda *pipes: bridge.send(source, *pipes), told))
 
-        def fetch(missing: list[tuple[File, int]]) -> None:
-            def receive(process: "subprocess.Popen[bytes]") -> None:
-                assert process.stdout
-                for file, start in missing:
-                    bridge.receive(process.stdout, file.here, start, file.size, file.sha256, told)
+    def _persist(self, command: str, path: str, use: Callable[..., Any], told: bridge.Told = lambda *_: None) -> Any:
+        """What `use` makes of a bridge command's pipes; once more when it breaks off, as long as that gets further."""
+        reached, left, problem = -1, ATTEMPTS, ""
+        while left:
+            began: list[int] = []
+
+            def tell(done: int, total: int, began: list[int] = began) -> None:
+                began[:] = began or [done]
+                told(done, total)
 
             try:
-                self._exchange("read", [[file.there, start, file.size] for file, start in missing], receive)
-            except bridge.Changed:
-                look()  # a running trial writes to it
-
-        look()
-        begin(sum(file.size for file in files))
-        self._persist(files, lambda: [bridge.offset(f.here, f.size, f.sha256) for f in files], fetch)
-        return len(files)
-
-    def put(self, source: Path, target: str, told: Told, begin: Told) -> int:
-        """Copy a file, or what is below a folder, to `target` on the claim, as `copy`; the number of files."""
-        folder, target = source if source.is_dir() else source.parent, there(target)
-        listed = bridge.listing(folder, source, digests=True)
-        files = [
-            File(str(Path(target, e["path"])) if source.is_dir() else target, folder / e["path"], *_state(e))
-            for e in listed
-        ]
-
-        def send(missing: list[tuple[File, int]]) -> None:
-            def write(process: "subprocess.Popen[bytes]") -> None:
-                assert process.stdin
-                assert process.stdout
-                for file, start in missing:
-                    with file.here.open("rb") as source:
-                        source.seek(start)
-                        while data := source.read(bridge.CHUNK):
-                            if select.select([process.stdout], [], [], 0)[0]:
-                                return  # the pod wants no more, and says why
-                            process.stdin.write(data)
-                            told(len(data))
-
-            self._exchange("write", [[f.there, start, f.size, f.sha256] for f, start in missing], write)
-
-        begin(sum(file.size for file in files))
-        request = [[f.there, f.size, f.sha256] for f in files]
-        self._persist(files, lambda: self.ask("offsets", request), send)
-        return len(files)
-
-    def _persist(
-        self,
-        files: "list[File]",
-        offsets: Callable[[], list[int]],
-        transfer: Callable[[list[tuple["File", int]]], None],
-    ) -> None:
-        """Transfer what is missing until nothing is; give up when nothing more comes."""
-        reached, left, problem = -1, ATTEMPTS, "the files change while they are copied"
-        while True:
-            starts = list(zip(files, offsets(), strict=True))
-            missing = [(file, start) for file, start in starts if start != bridge.WHOLE]
-            if not missing:
-                return
-            come = sum(file.size if start == bridge.WHOLE else start for file, start in starts)
-            left = ATTEMPTS if come > reached else left - 1
-            reached = max(reached, come)
-            if not left:
-                raise NasError(f"the copy through {self.pod} breaks off ({problem}): call it again to go on")
-            try:
-                transfer(missing)
+                return self._exchange(command, path, lambda *pipes, tell=tell: use(*pipes, tell))
             except ClusterError as error:
                 problem = str(error)
                 wait_ready(self.cluster, self.pod)
+            left = ATTEMPTS if began and began[0] > reached else left - 1
+            reached = max([reached, *began])
+        raise NasError(f"what goes through the bridge pod {self.pod} breaks off ({problem}): call it again to go on")
 
-    def _exchange(self, name: str, request: Any, use: "Callable[[subprocess.Popen[bytes]], Any]") -> Any:
-        """Run a command in the pod, send it the request, and let `use` read or write the rest.
+    def _exchange(self, command: str, path: str, use: Callable[..., Any]) -> Any:
+        """Run a bridge command in the pod and let `use` speak with it.
 
-        Raises ClusterError when it broke off, NasError when the pod says that it can't be done, Changed.
+        Raises ClusterError when it broke off, NasError when the pod says that it can't be done.
         """
-        process = self.cluster.start(*self.command(name), stdin=True)
+        program = ["python3", "-c", Path(bridge.__file__).read_text(), command, path]
+        process = self.cluster.start("exec", "-i", self.pod, "--", *program, stdin=True)
         assert process.stdin
         assert process.stderr
-        cut, result = False, None
         try:
-            process.stdin.write(json.dumps(request).encode() + b"\n")
-            process.stdin.flush()
-            result = use(process)
-        except (BrokenPipeError, bridge.Cut):
-            cut = True
-        except BaseException:
-            process.kill()
-            raise
+            return use(process.stdout, process.stdin)
+        except bridge.Refused as error:
+            raise NasError(str(error)) from error
+        except (BrokenPipeError, bridge.Cut) as error:
+            process.terminate()
+            said = process.stderr.read().decode(errors="replace").strip()
+            raise ClusterError(last_line(said) if said else str(error)) from error
         finally:
+            process.kill()
+            process.wait()
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.close()
-            errors = process.stderr.read().decode(errors="replace").splitlines()
-            process.wait()
-        said = [line for line in errors if "terminated with exit code" not in line]
-        if process.returncode == bridge.REFUSED:
-            raise NasError("\n".join(said))
-        if process.returncode or cut:
-            raise ClusterError(said[-1] if said else f"kubectl exec: exit status {process.returncode}")
-        return result
-
-
-@dataclass(frozen=True)
-class File:
-    """A file to copy: its name on the claim, its path here, its size in bytes and checksum."""
-
-    there: str
-    here: Path
-    size: int
-    sha256: str
 
 
 def there(path: str) -> str:
-    """A path on the claim, relative to its top; a person may write it as the pods see it: /model/…"""
-    return os.path.relpath(path, CLAIM) if path.startswith("/") else os.path.normpath(path)
-
-
-def _state(entry: dict[str, Any]) -> tuple[int, str]:
-    return entry["size"], entry["sha256"]
-
-
-def _answer(process: "subprocess.Popen[bytes]") -> bytes:
-    assert process.stdout
-    return process.stdout.read()
+    """A path in the pod; a person may write it as the pods see it, /model/…, or relative to that. Raises NasError."""
+    full = os.path.normpath(Path(CLAIM) / path)
+    if full != CLAIM and not full.startswith(f"{CLAIM}/"):
+        raise NasError(f"{path} is outside the claim, which is {CLAIM} in the pods: name a path below that")
+    return full
 
 
 @contextlib.contextmanager
@@ -200,12 +121,8 @@ def opened(cluster: Cluster, root: Path, release: str) -> Iterator[Claim]:
     pod = f"{release}-bridge-{secrets.token_hex(3)}"
     manifest = {"apiVersion": "v1", "kind": "Pod", **rendered["spec"]["template"]}
     manifest["metadata"]["name"] = pod
-    manifest["spec"] |= {
-        "restartPolicy": "Never",
-        "activeDeadlineSeconds": LIFETIME,
-        "terminationGracePeriodSeconds": 0,
-    }
-    cluster.call("create", "-f", "-", stdin=json.dumps(manifest))
+    ends = {"restartPolicy": "Never", "activeDeadlineSeconds": LIFETIME, "terminationGracePeriodSeconds": 0}
+    cluster.call("create", "-f", "-", stdin=json.dumps({**manifest, "spec": manifest["spec"] | ends}))
     try:
         wait_ready(cluster, pod)
         yield Claim(cluster, pod)
@@ -215,14 +132,14 @@ def opened(cluster: Cluster, root: Path, release: str) -> Iterator[Claim]:
 
 def wait_ready(cluster: Cluster, pod: str) -> None:
     """Wait until a pod can be used. Raises NasError with what keeps it from starting."""
-    deadline, why = time.monotonic() + READY, "it isn't there"
+    deadline, why = time.monotonic() + READY, ""
     while time.monotonic() < deadline:
-        with contextlib.suppress(ClusterError):
+        try:
             found = cluster.get("Pod", pod)
-            if found and any(
-                c["type"] == "Ready" and c["status"] == "True" for c in found["status"].get("conditions", [])
-            ):
+            if found and condition(found, "Ready"):
                 return
-            why = (trouble(found) or found["status"].get("phase", "")) if found else "it isn't there"
+            why = trouble(found) or found["status"].get("phase", "") if found else "it isn't there"
+        except ClusterError as error:
+            why = str(error)
         time.sleep(0.5)
     raise NasError(f"the bridge pod {pod} doesn't start: {why}; see {cluster.words('describe', 'pod', pod)}")

@@ -1,8 +1,8 @@
-"""Files below a folder, at both ends of a copy: imported here, and sent to a pod as `python3 -c SOURCE COMMAND ROOT`.
+"""Both ends of a copy: imported here, and sent to a pod as `python3 -c SOURCE COMMAND PATH`.
 
-In the pod, COMMAND takes a JSON line on stdin: `list` what is below a path, `read` files from offsets on (their bytes
-come on stdout, one after the other), tell the `offsets` that files can go on from, `write` files whose bytes follow on
-stdin (an answer means: no more), and tell what is `kept` of a model. Standard library only (`kept` excepted), so that
+They speak in lines of JSON: `send` tells its files and their checksums, `receive` answers from where each is missing,
+the bytes of those follow, and `receive` ends with the names of the files that came wrong. An object with `error` says
+that trying again won't help. `kept` tells what there is of a model. Standard library only (`kept` excepted), so that
 any image with Python does.
 """
 
@@ -10,23 +10,40 @@ import errno
 import hashlib
 import json
 import os
+import select
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-REFUSED = 3  # exit status: stderr says why, and trying again won't help
 CHUNK = 1 << 20
 WHOLE = -1  # an offset: nothing is missing
 _OURS = (".lock", ".new-")
+Told = Callable[[int, int], object]  # takes the bytes that are there, and those in all
 
 
 class Cut(Exception):
-    """The other end stopped in the middle."""
+    """It broke off, or a file was written to meanwhile: trying again goes on from there."""
 
 
-class Changed(Exception):
-    """What came isn't what was announced: the file was written to meanwhile."""
+class Refused(Exception):
+    """The other end says that it can't be done."""
+
+
+def say(target: IO[bytes], message: Any) -> None:
+    target.write(json.dumps(message).encode() + b"\n")
+    target.flush()
+
+
+def hear(source: IO[bytes]) -> Any:
+    """The other end's next line. Raises Cut, Refused."""
+    try:
+        message = json.loads(source.readline())
+    except ValueError as error:
+        raise Cut("the other end stopped") from error
+    if isinstance(message, dict) and "error" in message:
+        raise Refused(message["error"])
+    return message
 
 
 def digest(path: Path) -> str:
@@ -34,67 +51,122 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def listing(root: Path, path: Path, digests: bool) -> list[dict[str, Any]]:
-    """The file `path`, or all files below it: path (relative to `root`), size, modified (s), and sha256 if asked."""
-    found = []
-    inside = root.resolve()
-    for file in [path] if path.is_file() else sorted(path.rglob("*")):
-        # A running trial replaces and removes files meanwhile.
-        try:
-            ours = file.name.endswith(".part") or any(p.startswith(_OURS) for p in file.relative_to(root).parts)
-            if ours or not file.is_file() or not file.resolve().is_relative_to(inside):
-                continue
-            state = file.stat()
-            entry = {"path": str(file.relative_to(root)), "size": state.st_size, "modified": state.st_mtime}
-            found.append(entry | {"sha256": digest(file)} if digests else entry)
-        except FileNotFoundError:
+def listing(base: Path) -> list[dict[str, Any]]:
+    """The file `base` (as `.`), or all files below it: path, size in bytes, sha256."""
+    found, inside = [], base.resolve()
+    for file in sorted(base.rglob("*")) if base.is_dir() else [base]:
+        path = file.relative_to(base)
+        if file.name.endswith(".part") or any(part.startswith(_OURS) for part in path.parts):
             continue
-    if not found and not path.exists():
-        raise OSError(errno.ENOENT, "no such file or folder", str(path))
+        try:
+            if base.is_file() or (file.is_file() and file.resolve().is_relative_to(inside)):
+                found.append({"path": str(path), "size": file.stat().st_size, "sha256": digest(file)})
+        except FileNotFoundError:  # a running trial replaces and removes files meanwhile
+            continue
+    if not found and not base.exists():
+        raise OSError(errno.ENOENT, "no such file or folder", str(base))
     return found
 
 
-def part(path: Path, sha256: str) -> Path:
-    """Where a file's bytes are kept until all have come."""
-    return path.with_name(f".{path.name}.{sha256[:12]}.part")
+def send(base: Path, source: IO[bytes], target: IO[bytes], told: Told) -> int:
+    """Send a file, or all files below a folder, as far as the other end lacks them; how many there are.
 
-
-def offset(path: Path, size: int, sha256: str) -> int:
-    """How many bytes are here already; WHOLE when the file is."""
-    if path.is_file() and path.stat().st_size == size and digest(path) == sha256:
-        return WHOLE
-    partial = part(path, sha256)
-    return min(size, partial.stat().st_size) if partial.exists() else 0
-
-
-def receive(
-    source: IO[bytes], path: Path, start: int, size: int, sha256: str, told: Callable[[int], object] = lambda _: None
-) -> None:
-    """Take a file's bytes from `start` on, compare its checksum, and give it its name.
-
-    Raises Cut (what came is kept), Changed, OSError (nothing is kept on a full disk).
+    Raises Cut, Refused, OSError.
     """
-    partial = part(path, sha256)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with partial.open("ab", buffering=0) as file:
-            file.truncate(start)
-            while start < size:
-                data = source.read(min(CHUNK, size - start))
-                if not data:
-                    raise Cut
-                while data:
-                    written = file.write(data)
-                    data, start = data[written:], start + written
-                    told(written)
-            os.fsync(file.fileno())
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
-    if digest(partial) != sha256:
-        partial.unlink()
-        raise Changed
-    partial.replace(path)
+    files = listing(base)
+    say(target, files)
+    starts = hear(source)
+    step = _progress(files, starts, told)
+    for file, start in zip(files, starts, strict=True):
+        if start == WHOLE:
+            continue
+        with (base / file["path"]).open("rb") as data:
+            data.seek(start)
+            while start < file["size"]:
+                part = data.read(min(CHUNK, file["size"] - start))
+                if not part:
+                    raise Cut(f"{file['path']} became shorter")
+                if select.select([source], [], [], 0)[0]:
+                    hear(source)  # it wants no more, and says why
+                target.write(part)
+                start += len(part)
+                step(len(part))
+    target.flush()
+    return _whole(files, hear(source))
+
+
+def receive(base: Path, source: IO[bytes], target: IO[bytes], told: Told) -> int:
+    """Take what `send` sends: each file gets its name when all of it has come and its checksum is right.
+
+    Raises Cut (what came is kept), Refused, OSError (nothing is kept of a file on a full disk).
+    """
+    files, wrong = hear(source), []
+    starts = [_missing(base, file) for file in files]
+    say(target, starts)
+    step = _progress(files, starts, told)
+    for file, start in zip(files, starts, strict=True):
+        if start == WHOLE:
+            continue
+        path, partial = base / file["path"], _part(base, file)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("ab") as into:
+                into.truncate(start)
+                while start < file["size"]:
+                    data = source.read(min(CHUNK, file["size"] - start))
+                    if not data:
+                        raise Cut("the other end stopped")
+                    into.write(data)
+                    start += len(data)
+                    step(len(data))
+                into.flush()
+                os.fsync(into.fileno())
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
+        if digest(partial) == file["sha256"]:
+            partial.replace(path)
+        else:
+            partial.unlink()
+            wrong.append(file["path"])
+    say(target, wrong)
+    return _whole(files, wrong)
+
+
+def _part(base: Path, file: dict[str, Any]) -> Path:
+    """Where a file's bytes are kept until all have come."""
+    path = base / str(file["path"])
+    return path.with_name(f".{path.name}.{file['sha256'][:12]}.part")
+
+
+def _missing(base: Path, file: dict[str, Any]) -> int:
+    """How many bytes of a file are here already; WHOLE when it is."""
+    path, partial = base / file["path"], _part(base, file)
+    if ".." in Path(file["path"]).parts or Path(file["path"]).is_absolute():
+        raise Refused(f"{file['path']} is outside of what was asked for")
+    if path.is_file() and path.stat().st_size == file["size"] and digest(path) == file["sha256"]:
+        return WHOLE
+    return min(int(file["size"]), partial.stat().st_size) if partial.exists() else 0
+
+
+def _progress(files: list[dict[str, Any]], starts: list[int], told: Told) -> Callable[[int], None]:
+    """Tell what is there already; a function to count the bytes that come."""
+    total = sum(file["size"] for file in files)
+    done = sum(file["size"] if start == WHOLE else start for file, start in zip(files, starts, strict=True))
+
+    def step(count: int) -> None:
+        nonlocal done
+        done += count
+        told(done, total)
+
+    step(0)
+    return step
+
+
+def _whole(files: list[dict[str, Any]], wrong: list[str]) -> int:
+    if wrong:
+        raise Cut(f"{wrong[0]} changed while it was copied")
+    return len(files)
 
 
 def reasons(home: Any, experiment: str) -> dict[str, str]:
@@ -121,54 +193,22 @@ def kept(root: Path, model: str, experiment: str = "", gate: dict[str, Any] | No
     }
 
 
-def main(command: str, root: Path) -> int:
-    os.umask(0o002)
-    request = json.loads(sys.stdin.buffer.readline())
-    out = sys.stdout.buffer
+def main(command: str, path: Path) -> None:
+    os.umask(0o002)  # the other pods write there too
+    source, target = sys.stdin.buffer, sys.stdout.buffer
     try:
-        if command == "list":
-            print(json.dumps(listing(root, _below(root, request["path"]), request["digests"])))
-        elif command == "read":
-            for name, start, size in request:
-                with _below(root, name).open("rb") as file:
-                    file.seek(start)
-                    while start < size and (data := file.read(min(CHUNK, size - start))):
-                        out.write(data)
-                        start += len(data)
-                if start < size:
-                    break
-            out.flush()
-        elif command == "offsets":
-            print(json.dumps([offset(_below(root, name), size, sha256) for name, size, sha256 in request]))
-        elif command == "write":
-            for name, start, size, sha256 in request:
-                receive(sys.stdin.buffer, _below(root, name), start, size, sha256)
-        elif command == "kept":
-            print(json.dumps(kept(root, **request)))
-    except (Cut, Changed):
-        return _stop(command, 1)
+        if command == "kept":
+            say(target, kept(path, **hear(source)))
+        else:
+            {"send": send, "receive": receive}[command](path, source, target, lambda *_: None)
+    except Cut as error:
+        sys.exit(str(error))
     except OSError as error:
         what = "no space left on the claim" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
-        print(f"{error.filename or root}: {what}", file=sys.stderr)
-        return _stop(command, REFUSED)
-    return 0
-
-
-def _stop(command: str, status: int) -> int:
-    """Ask the other end to send no more, and wait until it doesn't: kubectl hangs when what it sends isn't read."""
-    if command == "write":
-        print("stop", flush=True)
-        while sys.stdin.buffer.read(CHUNK):
+        say(target, {"error": f"{error.filename or path}: {what}"})
+        while source.read(CHUNK):  # kubectl hangs when what it sends isn't read
             pass
-    return status
-
-
-def _below(root: Path, name: str) -> Path:
-    path = root / name
-    if not path.resolve().is_relative_to(root.resolve()):
-        raise OSError(errno.EACCES, "it is outside the claim", str(path))
-    return path
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], Path(sys.argv[2])))
+    main(sys.argv[1], Path(sys.argv[2]))

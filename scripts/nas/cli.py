@@ -64,7 +64,7 @@ On = Annotated[
 Namespace = Annotated[str, typer.Option(envvar="NAS_NAMESPACE", help="The cluster's namespace.")]
 Release = Annotated[str | None, typer.Option(help="A release on a cluster; default: MODEL-nas.")]
 Build = Annotated[bool, typer.Option(help="On a cluster: build the images and bring them there.")]
-ItsRelease = Annotated[str, typer.Option("--release", envvar="NAS_RELEASE", help="A release on a cluster.")]
+ItsRelease = Annotated[str, typer.Option("--release", help="A release on a cluster.")]
 Model = Annotated[str, typer.Option("--model", "-m", help="The model's name.")]
 Values = Annotated[str, typer.Argument(help="A values file, or the name of one in values/.")]
 Names = Annotated[list[str] | None, typer.Argument(help="Images, by their folders' names in images/.")]
@@ -380,11 +380,11 @@ def images_import(
     Example: nas images import --all --target microk8s
     """
     tool = images.Builder(builder)
-    runtime = None if push else images.runtime(into, None if into else _cluster(target, NAMESPACE))
+    runtime = None
+    if not push:
+        runtime = images.Runtime(into) if into else images.detect(_cluster(target, NAMESPACE))
     for name in _named(names, everything):
         image = tool.image(images.full(name, tag))
-        if image is None:
-            raise NasError(f"{name}:{tag} isn't built yet: nas images build {name}")
         if runtime:
             release_.bring(tool, runtime, image)
         else:
@@ -405,14 +405,12 @@ def artifacts_list(
     target: On = AUTO,
     namespace: Namespace = NAMESPACE,
 ) -> None:
-    """List the files on a claim: bytes, time, path.
+    """List the files on a claim: bytes, time (UTC), path.
 
     Example: nas artifacts list iris/versions --release iris-nas
     """
     with artifacts.opened(_cluster(target, namespace), ROOT, release) as claim:
-        for entry in claim.ask("list", {"path": artifacts.there(path), "digests": False}):
-            when = datetime.datetime.fromtimestamp(entry["modified"]).isoformat(" ", "seconds")
-            print(f"{entry['size']:>12} {when} {entry['path']}")
+        print(claim.list(path), end="")
 
 
 @artifacts_app.command()
@@ -435,8 +433,8 @@ def copy(
         if not path:
             path, name = release_.current(cluster, claim, release)
         place = destination / name if destination.is_dir() else destination
-        with meter(f"copying {path}") as (told, begin):
-            count = claim.copy(path, place, told, begin)
+        with meter(f"copying {path}") as told:
+            count = claim.copy(path, place, told)
     print(f"{count} {'file' if count == 1 else 'files'} in {place}, checksums compared")
 
 
@@ -452,8 +450,8 @@ def put(
 
     Example: nas artifacts put flowers.csv iris/inputs/flowers.csv --release iris-nas
     """
-    with artifacts.opened(_cluster(target, namespace), ROOT, release) as claim, meter(f"sending {source}") as meters:
-        count = claim.put(source, path, *meters)
+    with artifacts.opened(_cluster(target, namespace), ROOT, release) as claim, meter(f"sending {source}") as told:
+        count = claim.put(source, path, told)
     print(f"{count} {'file' if count == 1 else 'files'} in {path} on the claim, checksums compared")
 
 

@@ -1,35 +1,34 @@
-"""A Kubernetes cluster, the one place that talks to it.
+"""A Kubernetes cluster, by the commands a person would type, kubectl and helm, and what mends what they refuse."""
 
-The kubernetes package reads and watches objects; kubectl carries exec, logs, copies and port-forwards; helm installs.
-"""
-
-import contextlib
+import atexit
 import json
+import re
 import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import StrEnum
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
+from nas import chart
 from nas.errors import NasError
 from nas.experiment import API_VERSION, Manifest
 
 NAMESPACE = "nas"
-APIS = {  # kind: API version
-    **dict.fromkeys(("Experiment", "Trial"), API_VERSION),
-    **dict.fromkeys(("Deployment", "StatefulSet"), "apps/v1"),
-    **dict.fromkeys(("Pod", "Namespace", "Node", "PersistentVolumeClaim"), "v1"),
-    "Job": "batch/v1",
-    "StorageClass": "storage.k8s.io/v1",
-    "CustomResourceDefinition": "apiextensions.k8s.io/v1",
-    "ValidatingWebhookConfiguration": "admissionregistration.k8s.io/v1",
-}
-SECONDS = 15.0  # to wait for an answer
+# Others have kinds of these names too.
+NAMES = {"Experiment": "experiments.kubeflow.org", "Trial": "trials.kubeflow.org"}
+LIMIT = "--request-timeout=15s"
 RETRY = 2.0  # seconds between attempts to watch again
+# What the commands say when something is amiss, and what mends it.
+MENDS = {
+    r"not (find|have) .*(resource|experiments|trials)|no matches for kind": "nas cluster setup installs Katib",
+    r"\bforbidden\b": "whoever runs the cluster can give that right; what this user may: kubectl auth can-i --list",
+    r"unauthorized|must be logged in|x509": "log in again, or choose another: kubectl config get-contexts",
+    r"no configuration|localhost:8080|context .* does not exist": "choose a cluster: kubectl config use-context NAME",
+    r"refused|no such host|no route|timeout|unreachable": "is it running? kubectl cluster-info, microk8s start",
+    r"permission denied": "it may need root: call nas with sudo",
+}
 
 
 class Target(StrEnum):
@@ -42,7 +41,7 @@ class Target(StrEnum):
 
 
 class ClusterError(NasError):
-    """What the cluster refused or couldn't do."""
+    """What a command refused or couldn't do: which one, what it said, and what mends it."""
 
 
 def choose(target: Target) -> tuple[Target, str]:
@@ -62,20 +61,39 @@ def choose(target: Target) -> tuple[Target, str]:
 
 def _microk8s_problem() -> str:
     if not shutil.which("microk8s"):
-        return "MicroK8s is not installed here"
-    command = ["microk8s", "kubectl", "get", "--raw", f"/apis/{API_VERSION}", f"--request-timeout={SECONDS:.0f}s"]
+        return "MicroK8s is not installed here (https://microk8s.io)"
     try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=2 * SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        return "MicroK8s doesn't answer"
-    said = (result.stdout + result.stderr).lower()
-    if result.returncode == 0:
-        return ""
-    if "permission" in said:
-        return "this user may not use MicroK8s: sudo usermod -a -G microk8s $USER, then log in again"
-    if "not running" in said or "refused" in said:
-        return "MicroK8s is not running: microk8s start"
-    return "MicroK8s has no Katib: nas cluster setup --target microk8s"
+        output(["microk8s", "kubectl", "get", "--raw", f"/apis/{API_VERSION}", LIMIT])
+    except ClusterError as error:
+        said = str(error).partition(": ")[2].lower()  # without the command
+        if "permission" in said:
+            return "this user may not use MicroK8s: sudo usermod -a -G microk8s $USER, then log in again"
+        if re.search("not running|refused|timeout", said):
+            return "MicroK8s is not running: microk8s start"
+        return "MicroK8s has no Katib: nas cluster setup --target microk8s"
+    return ""
+
+
+def last_line(text: str) -> str:
+    """The line that tells most of what a command said; kubectl adds its own to a failure in a pod."""
+    lines = [line for line in text.splitlines() if not line.startswith("command terminated with exit code")]
+    return (lines or [text])[-1].removeprefix("error: ")
+
+
+def output(command: list[str], stdin: str | None = None, reason: Callable[[str], str] = last_line) -> str:
+    """What a command prints. Raises ClusterError with the `reason` in what it said, and what mends it."""
+    shown = " ".join(command)
+    try:
+        result = subprocess.run(command, input=stdin, capture_output=True, text=True, errors="replace", check=False)
+    except OSError as error:
+        raise ClusterError(f"{command[0]} can't be called ({error.strerror}): install it, or set PATH") from error
+    if result.returncode:
+        said = result.stderr.strip() or result.stdout.strip() or f"exit status {result.returncode}"
+        ours = "ERROR: " in said  # a guard of the chart, which tells by itself
+        mend = next((m for known, m in MENDS.items() if not ours and re.search(known, said, re.IGNORECASE)), "")
+        where = shown if len(shown) < 100 else f"{shown[:100]}…"
+        raise ClusterError(f"{where}: {reason(said)}" + (f"\n{mend}" if mend else ""))
+    return result.stdout
 
 
 class Cluster:
@@ -93,167 +111,90 @@ class Cluster:
         """What a person adds to a nas command to mean this cluster and namespace."""
         return f"--target {self.target}" + ("" if self.namespace == NAMESPACE else f" --namespace {self.namespace}")
 
-    def words(self, *words: str) -> str:
-        """A kubectl command for this cluster and namespace, as a person would type it."""
-        return " ".join([*self.kubectl, "-n", self.namespace, *words])
+    def words(self, *words: str, namespace: str = "") -> str:
+        """A kubectl command for this namespace or another, as a person would type it."""
+        return " ".join([*self.kubectl, "-n", namespace or self.namespace, *words])
 
-    # kubectl and helm
+    def command(self, *words: str, namespace: str = "") -> list[str]:
+        """kubectl's words in this namespace or another."""
+        return [*self.kubectl, "--namespace", namespace or self.namespace, *words]
 
-    def command(self, *words: str, namespace: str | None = None) -> list[str]:
-        """kubectl's words in this namespace, another one, or none (empty)."""
-        chosen = self.namespace if namespace is None else namespace
-        return [*self.kubectl, *(["--namespace", chosen] if chosen else []), *words]
-
-    def call(self, *words: str, stdin: str | None = None, namespace: str | None = None) -> str:
-        """What kubectl prints. Raises ClusterError with its reason."""
-        command = self.command(*words, namespace=namespace)
-        result = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
-        if result.returncode:
-            raise ClusterError(result.stderr.strip() or f"{self.words(words[0])}: exit status {result.returncode}")
-        return result.stdout
+    def call(self, *words: str, stdin: str | None = None, namespace: str = "") -> str:
+        """What kubectl prints. Raises ClusterError."""
+        return output(self.command(*words, namespace=namespace), stdin)
 
     def start(self, *words: str, stdin: bool = False) -> "subprocess.Popen[bytes]":
-        """A running kubectl, its output, its errors and, if asked, its input on pipes."""
-        return subprocess.Popen(
+        """A running kubectl, its output, its errors and, if asked, its input on pipes; it ends with this process."""
+        process = subprocess.Popen(
             self.command(*words),
             stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is for this process, which then ends that one
         )
+        atexit.register(process.kill)
+        return process
 
     def helm(self, *words: str, stdin: str | None = None) -> str:
         """What helm prints. Raises ClusterError with its reason."""
-        from nas import chart
+        command = [str(chart.helm(self._home)), "--namespace", self.namespace, *words]
+        if self.target is not Target.MICROK8S:
+            return output(command, stdin, chart.reason)
+        with tempfile.NamedTemporaryFile("w", prefix="nas-", suffix=".kubeconfig") as file:  # mode 0600
+            file.write(output(["microk8s", "config"]))
+            file.flush()
+            return output([*command, "--kubeconfig", file.name], stdin, chart.reason)
 
-        with self._kubeconfig() as kubeconfig:
-            command = [str(chart.helm(self._home)), "--namespace", self.namespace, *kubeconfig, *words]
-            result = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
-        if result.returncode:
-            raise ClusterError(f"helm {words[0]} failed:\n{chart.reason(result.stderr)}")
-        return result.stdout
+    def upgrade(self, *words: str) -> None:
+        """`helm upgrade`, without the chart's look at the namespace where this user may not read it."""
+        try:
+            self.get("Namespace", self.namespace)
+        except ClusterError as error:
+            if "forbidden" not in str(error).lower():
+                raise
+            print(f"this user may not read namespace {self.namespace}: installing without a look at its label")
+            words = (*words, "--set", "global.checkCluster=false")
+        self.helm("upgrade", *words)
 
     def values(self, release: str) -> Manifest:
         """All values of an installed release. Raises ClusterError when there is none of that name."""
         try:
             found: Manifest = json.loads(self.helm("get", "values", release, "--all", "--output", "json"))
         except ClusterError as error:
+            if "not found" not in str(error):
+                raise
             there = ", ".join(r["name"] for r in json.loads(self.helm("list", "--output", "json"))) or "none"
-            raise ClusterError(f"no release {release} in namespace {self.namespace} (there: {there})") from error
+            hint = f"no release {release} in namespace {self.namespace} (there: {there}): --release or --namespace"
+            raise ClusterError(f"{hint} names another, nas run VALUES installs one") from error
         return found
 
-    @contextlib.contextmanager
-    def _kubeconfig(self) -> Iterator[list[str]]:
-        if self.target is not Target.MICROK8S:
-            yield []
-            return
-        with tempfile.NamedTemporaryFile("w", prefix="nas-", suffix=".kubeconfig") as file:  # mode 0600
-            file.write(self._microk8s_config)
-            file.flush()
-            yield ["--kubeconfig", file.name]
-
-    @cached_property
-    def _microk8s_config(self) -> str:
-        result = subprocess.run(["microk8s", "config"], capture_output=True, text=True, check=False)
-        if result.returncode:
-            raise ClusterError(f"microk8s config: {(result.stdout + result.stderr).strip()}")
-        return result.stdout
-
-    # Objects
-
-    @cached_property
-    def _client(self) -> Any:
-        import yaml
-        from kubernetes import config, dynamic  # half a second that a local run has no use for
-
-        try:
-            if self.target is Target.MICROK8S:
-                api = config.new_client_from_config_dict(yaml.safe_load(self._microk8s_config))
-            else:
-                api = config.new_client_from_config()
-        except config.ConfigException as error:
-            raise ClusterError(
-                f"no usable kubeconfig ({error}): set KUBECONFIG, or kubectl config use-context"
-            ) from error
-        api.configuration.retries = False  # each caller has a rule of its own
-        with self._told():
-            return dynamic.DynamicClient(api)
-
-    def _resource(self, kind: str, **query: Any) -> tuple[Any, dict[str, Any]]:
-        """The client's handle for a kind, and the query completed for it."""
-        from kubernetes.dynamic.exceptions import ResourceNotFoundError
-
-        client = self._client
-        with self._told():
-            try:
-                resource = client.resources.get(api_version=APIS[kind], kind=kind)
-            except ResourceNotFoundError:
-                hint = ": nas cluster setup installs Katib" if APIS[kind] == API_VERSION else ""
-                raise ClusterError(f"the cluster knows no {kind}{hint}") from None
-        namespace = {"namespace": self.namespace} if resource.namespaced else {}
-        return resource, {"_request_timeout": SECONDS, **namespace, **query}
-
-    def get(self, kind: str, name: str, **query: Any) -> Manifest | None:
+    def get(self, kind: str, name: str) -> Manifest | None:
         """An object, None when there is none. Raises ClusterError."""
-        from kubernetes.dynamic.exceptions import NotFoundError
+        found = self.call("get", NAMES.get(kind, kind), name, "--ignore-not-found", "--output=json", LIMIT)
+        return dict(json.loads(found)) if found else None
 
-        resource, query = self._resource(kind, name=name, **query)
-        with self._told():
-            try:
-                return dict(resource.get(**query).to_dict())
-            except NotFoundError:
-                return None
-
-    def objects(self, kind: str, selector: str = "", **query: Any) -> list[Manifest]:
+    def objects(self, kind: str, selector: str = "", namespace: str = "") -> list[Manifest]:
         """All objects of a kind with these labels. Raises ClusterError."""
-        resource, query = self._resource(kind, label_selector=selector, **query)
-        with self._told():
-            return list(resource.get(**query).to_dict()["items"])
+        words = ["get", NAMES.get(kind, kind), f"--selector={selector}", "--output=json", LIMIT]
+        return list(json.loads(self.call(*words, namespace=namespace))["items"])
 
     def watch(self, kind: str, selector: str, stop: threading.Event) -> Iterator[Manifest]:
         """Objects with these labels as they are and change, until `stop`; a lost connection is made again.
 
-        A deleted object comes a last time, with `deleted: true`. Raises ClusterError when the first list fails.
+        A deleted object comes a last time, with `deleted: true`.
         """
-        version, first = None, True
+        words = ["get", NAMES.get(kind, kind), f"--selector={selector}", "--watch", "--output-watch-events"]
         while not stop.is_set():
-            try:
-                resource, query = self._resource(kind, label_selector=selector)
-                if version is None:
-                    with self._told():
-                        listed = resource.get(**query).to_dict()
-                    version, first = listed["metadata"]["resourceVersion"], False
-                    yield from listed["items"]
-                del query["_request_timeout"]
-                with self._told():
-                    for event in resource.watch(resource_version=version, timeout=int(SECONDS), **query):
-                        found = event["raw_object"]
-                        if event["type"] == "ERROR":  # such as 410: too old to go on from
-                            version = None
-                            break
-                        version = found["metadata"]["resourceVersion"]
-                        yield found | {"deleted": event["type"] == "DELETED"}
-            except ClusterError:
-                if first:
-                    raise
-                version = None
-                stop.wait(RETRY)
-
-    @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        """The client's many errors as one."""
-        from kubernetes.client.exceptions import ApiException
-        from kubernetes.dynamic.exceptions import DynamicApiError
-        from urllib3.exceptions import HTTPError
-
-        try:
-            yield
-        except (ApiException, DynamicApiError) as error:
-            with contextlib.suppress(ValueError, TypeError, KeyError):
-                raise ClusterError(f"the cluster refuses: {json.loads(str(error.body))['message']}") from error
-            raise ClusterError(f"the cluster refuses: {error.reason}") from error
-        except (HTTPError, OSError) as error:
-            raise ClusterError(f"the cluster can't be reached: {error}") from error
+            process, lines = self.start(*words, "--output=json"), list[bytes]()
+            for line in process.stdout or ():
+                lines.append(line)
+                if line == b"}\n":  # the end of an event
+                    event = json.loads(b"".join(lines))
+                    lines = []
+                    if event["type"] != "ERROR":
+                        yield event["object"] | {"deleted": event["type"] == "DELETED"}
+            process.wait()
+            stop.wait(RETRY)
 
 
 def trouble(pod: Manifest) -> str:

@@ -13,19 +13,30 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nas import data
-from nas.cluster import Cluster, Target
+from nas.cluster import Cluster, ClusterError, Target, output
 from nas.errors import NasError
 from nas.experiment import Manifest
 
-Told = Callable[[int], object]
+Words = list[str]
 # MNIST's files go into these images, where they run without a way to fetch them.
 BAKED = {"mnist-trainer": list(data.MNIST), "batch": [name for name in data.MNIST if name.startswith("t10k")]}
-HOSTS = {  # what a node's runtime is called, and the words of its ctr
-    "microk8s": ["microk8s", "ctr"],
-    "containerd": ["ctr", "--namespace", "k8s.io"],
-    "k3s": ["k3s", "ctr", "--namespace", "k8s.io"],
+BUILDERS = ("docker", "podman", "buildah")
+KUBERNETES = ["--namespace", "k8s.io"]  # where kubelet looks
+
+
+def _kind() -> list[Words]:
+    nodes = output(["docker", "ps", "--filter=label=io.x-k8s.kind.role", "--format={{.Names}}"]).split()
+    return [["docker", "exec", "-i", n, "ctr", *KUBERNETES] for n in nodes if not n.endswith("-load-balancer")]
+
+
+# What nodes may run on: the words of each node's ctr, or of minikube, which has commands of its own.
+RUNTIMES: dict[str, Callable[[], list[Words]]] = {
+    "microk8s": lambda: [["microk8s", "ctr"]],
+    "containerd": lambda: [["ctr", *KUBERNETES]],
+    "k3s": lambda: [["k3s", "ctr", *KUBERNETES]],
+    "kind": _kind,
+    "minikube": lambda: [["minikube", "image"]],
 }
-RUNTIMES = (*HOSTS, "kind", "minikube")
 
 
 @dataclass(frozen=True)
@@ -47,30 +58,30 @@ def folders(root: Path) -> list[str]:
     return sorted(path.parent.name for path in (root / "images").glob("*/Dockerfile"))
 
 
+def wanted(rendered: list[Manifest]) -> list[str]:
+    """The images that rendered objects name, once each."""
+    return list(dict.fromkeys(re.findall(r'"image": "([^"]+)"', json.dumps(rendered))))
+
+
 class Builder:
     """docker, podman or buildah: the one asked for, else the first that works. Raises NasError when none does."""
 
     def __init__(self, name: str = "") -> None:
         tried = []
-        for tool in [name] if name else ["docker", "podman", "buildah"]:
-            if not shutil.which(tool):
-                tried.append(f"{tool} is not on PATH")
-                continue
-            result = subprocess.run([tool, "info"], capture_output=True, text=True, check=False)
-            if result.returncode == 0 and "ERROR" not in result.stderr:  # docker's status is 0 without its daemon
-                self.tool = tool
+        for self.tool in [name] if name else BUILDERS:
+            try:
+                output([self.tool, "images", "--quiet"])
+            except ClusterError as error:
+                tried.append(str(error).splitlines()[0])
+            else:
                 return
-            tried.append(f"{tool}: {(result.stderr.strip() or 'it does not work').splitlines()[-1]}")
-        raise NasError(
-            f"nothing here can build or hold images ({'; '.join(tried)}): install docker or podman, or start it"
-        )
+        raise NasError(f"nothing here can build images ({'; '.join(tried)}): install docker or podman, or start it")
 
     def build(self, root: Path, name: str, tag: str, home: Path, arguments: list[str], show: bool) -> Image:
         """Build images/NAME with what it needs baked in. Raises NasError. `show`: the builder's output, as it comes."""
         if name not in folders(root):
             raise NasError(f"no image {name!r}: there are {', '.join(folders(root))}")
-        target = full(name, tag)
-        command = [self.tool, "build", "--tag", target, "--file", str(root / "images" / name / "Dockerfile")]
+        command = [self.tool, "build", "--tag", full(name, tag), "--file", str(root / "images" / name / "Dockerfile")]
         if self.tool != "docker":  # an id that stays the same in an archive, and what docker does by itself
             command += ["--format", "docker", "--layers"]
         for argument in [*os.environ.get("NAS_BUILD_ARGS", "").split(), *arguments]:
@@ -80,24 +91,19 @@ class Builder:
             result = subprocess.run(command, capture_output=not show, text=True, errors="replace", check=False)
         if result.returncode:
             said = "above" if show else "\n".join((result.stdout + result.stderr).strip().splitlines()[-10:])
-            raise NasError(f"image {name} could not be built: {said}")
-        built = self.image(target)
-        if built is None:
-            raise NasError(f"{self.tool} built {target} but doesn't show it: see {self.tool} images")
-        return built
+            raise NasError(f"image {name} could not be built by {self.tool}: {said}")
+        return self.image(full(name, tag))
 
-    def image(self, name: str) -> Image | None:
-        """An image held here, None when there is none of that name."""
-        if self.tool == "buildah":
-            command = ["buildah", "images", "--no-trunc", "--format", "{{.ID}} {{.Size}}", name]
-        else:
-            command = [self.tool, "image", "inspect", "--format", "{{.Id}} {{.Size}}", name]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        if result.returncode or not result.stdout.strip():
-            return None
-        digest, size, *unit = result.stdout.split()
-        scale = {"KB": 1e3, "MB": 1e6, "GB": 1e9}[unit[0]] if unit and unit[0] in ("KB", "MB", "GB") else 1
-        return Image(name, f"sha256:{digest.removeprefix('sha256:')}", int(float(size) * scale))
+    def image(self, name: str) -> Image:
+        """An image held here. Raises NasError when there is none of that name."""
+        found = None
+        with contextlib.suppress(ClusterError):
+            shown = output([self.tool, "images", "--no-trunc", "--format", "{{.ID}} {{.Size}}", name])
+            found = re.match(r"(?:sha256:)?(\w+) ([\d.]+) ?(k|M|G|)B", shown)
+        if not found:
+            raise NasError(f"{self.tool} has no image {name}: nas images build {name.split('/')[-1].split(':')[0]}")
+        scale = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}[found[3]]
+        return Image(name, f"sha256:{found[1]}", int(float(found[2]) * scale))
 
     def save(self, name: str) -> "subprocess.Popen[bytes]":
         """A process that writes the image as an archive to its stdout."""
@@ -108,10 +114,10 @@ class Builder:
 
     def packed(self, name: str) -> int:
         """An image's bytes as a registry would keep them."""
-        process, packer, total = self.save(name), zlib.compressobj(6), 0
-        assert process.stdout
-        while part := process.stdout.read(1 << 20):
-            total += len(packer.compress(part))
+        packer, total = zlib.compressobj(6), 0
+        with self.save(name) as process:
+            while part := process.stdout.read(1 << 20) if process.stdout else b"":
+                total += len(packer.compress(part))
         return total + len(packer.flush())
 
     def push(self, name: str, target: str) -> None:
@@ -122,106 +128,77 @@ class Builder:
 
 
 class Runtime:
-    """The images of a cluster's nodes."""
+    """The images of a cluster's nodes. Raises NasError when there is no runtime of that name, or no way to it."""
 
-    def __init__(self, name: str, nodes: list[list[str]]) -> None:
-        self.name, self.nodes = name, nodes  # the words of each node's ctr; none for minikube
+    def __init__(self, name: str) -> None:
+        if name not in RUNTIMES:
+            raise NasError(f"no runtime {name!r}: there are {', '.join(RUNTIMES)}; --push HOST/PATH is for a registry")
+        self.name, self.nodes = name, RUNTIMES[name]()
 
-    def ids(self, name: str, node: list[str]) -> set[str]:
+    def ids(self, name: str, node: Words) -> set[str]:
         """The ids an image may be known by on a node: its manifest's and its configuration's. Empty: not there."""
-        if not node:
-            listed = json.loads(_call(["minikube", "image", "ls", "--format", "json"]) or "[]")
+        if node[0] == "minikube":
+            listed = json.loads(output([*node, "ls", "--format", "json"]) or "[]")
             return {f"sha256:{one['id'].removeprefix('sha256:')}" for one in listed if name in one["repoTags"]}
-        rows = _call([*node, "images", "list", f"name=={name}"]).splitlines()[1:]
-        found = {word for row in rows for word in row.split() if word.startswith("sha256:")}
-        for digest in list(found):
-            manifest = json.loads(_call([*node, "content", "get", digest]))
-            for entry in [manifest["config"]] if "config" in manifest else manifest.get("manifests", []):
-                found.add(entry["digest"])
-                if "config" not in manifest:
-                    with contextlib.suppress(NasError):  # an index names platforms that aren't here
-                        found.add(json.loads(_call([*node, "content", "get", entry["digest"]]))["config"]["digest"])
+        unread = re.findall(r"sha256:\w+", output([*node, "images", "list", f"name=={name}"]))
+        found = set(unread)
+        while unread:
+            with contextlib.suppress(ClusterError):  # an index names platforms that aren't here
+                content = json.loads(output([*node, "content", "get", unread.pop()]))
+                unread += [entry["digest"] for entry in content.get("manifests", [])]
+                found |= {*unread, content.get("config", {}).get("digest", "")}
         return found
 
-    def bring(self, builder: Builder, image: Image, told: Told) -> bool:
+    def has(self, name: str, digest: str = "") -> bool:
+        """Whether all nodes have an image, of this id if one is given."""
+        return all(digest in ids if digest else ids for ids in (self.ids(name, node) for node in self.nodes))
+
+    def bring(self, builder: Builder, image: Image, told: Callable[[int, int], object]) -> bool:
         """Import an image into every node that lacks it, as a stream; False when all have it. Raises NasError."""
         lacking = [node for node in self.nodes if image.digest not in self.ids(image.name, node)]
         for node in lacking:
-            command = [*node, "images", "import", "-"] if node else ["minikube", "image", "load", "-"]
+            command = [*node, "load", "-"] if node[0] == "minikube" else [*node, "images", "import", "-"]
+            pipe, sent = subprocess.PIPE, 0
             source = builder.save(image.name)
-            target = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            target = subprocess.Popen(command, stdin=pipe, stdout=subprocess.DEVNULL, stderr=pipe)
             assert source.stdout
             assert target.stdin
-            try:
-                with contextlib.suppress(BrokenPipeError):
+            with contextlib.suppress(BrokenPipeError), target.stdin, source.stdout:
+                try:
                     while part := source.stdout.read(1 << 20):
                         target.stdin.write(part)
-                        told(len(part))
-                source.stdout.close()
-                with contextlib.suppress(BrokenPipeError):
-                    target.stdin.close()
-            except BaseException:
-                source.kill()
-                target.kill()  # before it sees an end that isn't one
-                raise
+                        sent += len(part)
+                        told(sent, image.size)
+                except KeyboardInterrupt:
+                    target.kill()  # before it sees an end that isn't one
+                    raise
             for process, words in ((target, command), (source, [builder.tool, "save"])):
-                assert process.stderr
-                said = process.stderr.read().decode(errors="replace").strip()
+                said = process.stderr.read().decode(errors="replace").strip() if process.stderr else ""
                 if process.wait():
                     raise NasError(f"{' '.join(words)} failed: {said or f'exit status {process.returncode}'}")
             if image.digest not in self.ids(image.name, node):
-                raise NasError(
-                    f"{image.name} was imported into {self.name}, but another image is there: import it again"
-                )
+                raise NasError(f"{self.name} has another image as {image.name} after the import: import it again")
         return bool(lacking)
 
 
-def runtime(name: str, cluster: Cluster | None) -> Runtime:
-    """The runtime of that name; without one, that of the cluster's nodes. Raises NasError when it can't be reached."""
-    name = name or (_detect(cluster) if cluster else "")
-    if name == "kind":
-        listed = _call(["docker", "ps", "--filter", "label=io.x-k8s.kind.cluster", "--format", "{{.Names}}"]).split()
-        nodes = [n for n in listed if not n.endswith("-external-load-balancer")]
-        return Runtime(name, [["docker", "exec", "-i", n, "ctr", "--namespace", "k8s.io"] for n in nodes])
-    if name == "minikube":
-        return Runtime(name, [[]])
-    if name not in HOSTS:
-        raise NasError(
-            f"no runtime {name!r}: there are {', '.join(RUNTIMES)}, or push to a registry with --push HOST/PATH"
-        )
-    return Runtime(name, [HOSTS[name]])
-
-
-def _detect(cluster: Cluster) -> str:
-    """What a cluster's nodes run on, by what they say of themselves."""
+def detect(cluster: Cluster) -> Runtime:
+    """What a cluster's nodes run on, by what they say of themselves. Raises NasError."""
     if cluster.target is Target.MICROK8S:
-        return "microk8s"
+        return Runtime("microk8s")
     nodes = cluster.objects("Node")
-    labels = nodes[0]["metadata"].get("labels", {})
-    if "minikube.k8s.io/name" in labels:
-        return "minikube"
-    if nodes[0]["spec"].get("providerID", "").startswith("kind://"):
-        return "kind"
-    if len(nodes) == 1 and "+k3s" in nodes[0]["status"]["nodeInfo"]["kubeletVersion"] and shutil.which("k3s"):
-        return "k3s"
-    if len(nodes) == 1 and (shutil.which("ctr") and nodes[0]["metadata"]["name"] == platform.node()):
-        return "containerd"
+    one = nodes[0]
+    if "minikube.k8s.io/name" in one["metadata"].get("labels", {}):
+        return Runtime("minikube")
+    if one["spec"].get("providerID", "").startswith("kind://"):
+        return Runtime("kind")
+    if len(nodes) == 1 and "+k3s" in one["status"]["nodeInfo"]["kubeletVersion"] and shutil.which("k3s"):
+        return Runtime("k3s")
+    if len(nodes) == 1 and one["metadata"]["name"] == platform.node() and shutil.which("ctr"):
+        return Runtime("containerd")
     raise NasError(
         "the cluster's nodes are other machines, so images come to them by a registry: "
         "nas images import --push HOST/PATH, and global.image.registry in the values; --no-build when they are there"
     )
-
-
-def _call(command: list[str]) -> str:
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError as error:
-        raise NasError(f"{command[0]} is not on PATH") from error
-    if result.returncode:
-        said = (result.stderr or result.stdout).strip() or f"exit status {result.returncode}"
-        hint = ": it may need root, so call nas with sudo" if "permission denied" in said.lower() else ""
-        raise NasError(f"{' '.join(command)}: {said.splitlines()[-1]}{hint}")
-    return result.stdout
 
 
 @contextlib.contextmanager
@@ -242,8 +219,3 @@ def _baked(root: Path, name: str, home: Path) -> Iterator[None]:
             target.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # not empty, or never made
             folder.rmdir()
-
-
-def wanted(rendered: list[Manifest]) -> list[str]:
-    """The images that rendered objects name, once each."""
-    return list(dict.fromkeys(re.findall(r'"image": "([^"]+)"', json.dumps(rendered))))

@@ -208,10 +208,10 @@ def _clock(seconds: float) -> str:
 
 
 @contextlib.contextmanager
-def meter(name: str, total: int = 0) -> Iterator[tuple[Callable[[int], object], Callable[[int], object]]]:
-    """Progress of something counted in bytes: two functions, to tell those of a step and those in all."""
+def meter(name: str) -> Iterator[Callable[[int, int], object]]:
+    """Progress of something counted in bytes: a function that takes those there are and those in all."""
     console = Console(highlight=False)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Meter(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(name, total=total or None)
-        yield (lambda step: bar.update(task, advance=step)), (lambda total: bar.update(task, total=total))
+        task = bar.add_task(name, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

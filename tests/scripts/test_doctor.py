@@ -16,9 +16,10 @@ Object = dict[str, Any]
 class Cluster:
     """A cluster as its objects, healthy until a test takes something away."""
 
-    target, namespace, kubectl, options = Target.CLUSTER, "nas", ["kubectl"], "--target cluster"
+    target, namespace, options = Target.CLUSTER, "nas", "--target cluster"
 
     def __init__(self) -> None:
+        self.forbidden = ""
         self.version: Object | None = {
             "clientVersion": {"gitVersion": "v1.34.0"},
             "serverVersion": {"gitVersion": "v1.31.2"},
@@ -31,7 +32,9 @@ class Cluster:
         labels = {"katib.kubeflow.org/metrics-collector-injection": "enabled"}
         self.held: dict[str, dict[str, Object]] = {
             "Node": {"one": {"metadata": {"name": "one", "labels": {}}, "spec": {}, "status": node}},
-            "CustomResourceDefinition": {f"{k}.kubeflow.org": {} for k in ("experiments", "trials", "suggestions")},
+            "CustomResourceDefinition": {
+                f"{k}.kubeflow.org": {"metadata": {"name": f"{k}.kubeflow.org"}} for k in doctor.KATIB_KINDS
+            },
             "Deployment": {name: deployment(name) for name in doctor.KATIB_PARTS},
             "ValidatingWebhookConfiguration": {"katib": {"webhooks": [hook]}},
             "Namespace": {"nas": {"metadata": {"labels": labels}}},
@@ -43,10 +46,15 @@ class Cluster:
             raise ClusterError("The connection to the server was refused")
         return json.dumps(self.version)
 
+    def words(self, *words: str, namespace: str = "nas") -> str:
+        return " ".join(["kubectl", "-n", namespace, *words])
+
     def get(self, kind: str, name: str) -> Object | None:
         return self.held[kind].get(name)
 
     def objects(self, kind: str, **_: Any) -> list[Object]:
+        if kind == self.forbidden:
+            raise ClusterError("storageclasses is forbidden\nask for the right")
         return list(self.held[kind].values())
 
 
@@ -117,7 +125,9 @@ def test_a_webhook_without_its_certificate_is_told(cluster: Cluster, wrong: Wron
 def test_a_namespace_without_the_label_is_mended_by_the_label(cluster: Cluster, wrong: Wrong) -> None:
     cluster.held["Namespace"]["nas"]["metadata"]["labels"] = {}
     (mend,) = wrong().values()
-    assert mend == "kubectl label namespace nas katib.kubeflow.org/metrics-collector-injection=enabled --overwrite"
+    assert (
+        mend == "kubectl -n nas label namespace nas katib.kubeflow.org/metrics-collector-injection=enabled --overwrite"
+    )
     del cluster.held["Namespace"]["nas"]
     assert wrong() == {"namespace: nas isn't there": "nas cluster setup --target cluster"}
 
@@ -125,6 +135,14 @@ def test_a_namespace_without_the_label_is_mended_by_the_label(cluster: Cluster, 
 def test_without_a_default_storage_class_those_there_are_named(cluster: Cluster, wrong: Wrong) -> None:
     cluster.held["StorageClass"]["disk"]["metadata"]["annotations"] = {}
     assert wrong() == {"storage: no default storage class (there: disk)": "set storage.storageClass"}
+
+
+def test_what_this_user_may_not_read_is_told_and_the_rest_is_looked_at(cluster: Cluster, wrong: Wrong) -> None:
+    cluster.forbidden = "StorageClass"
+    cluster.held["Node"]["one"]["status"]["images"] = []
+    found = wrong("server:latest")
+    assert found.pop("storage: storageclasses is forbidden") == "ask for the right"
+    assert list(found) == ["image: server:latest isn't on the nodes"]
 
 
 def test_an_image_that_no_node_has_is_told_but_not_one_of_a_registry(cluster: Cluster, wrong: Wrong) -> None:
@@ -141,8 +159,8 @@ def test_nodes_under_pressure_not_ready_or_of_two_kinds_are_told(cluster: Cluste
     one["status"]["conditions"][1]["status"] = "True"
     cluster.held["Node"]["two"] = two
     assert wrong() == {
-        "node: one has DiskPressure: it takes no pods": "kubectl describe node one",
-        "node: two isn't ready": "kubectl describe node two",
+        "node: one has DiskPressure: it takes no pods": "kubectl -n nas describe node one",
+        "node: two isn't ready": "kubectl -n nas describe node two",
         "node: architectures differ (amd64, arm64): an image runs on one": (
             "nodeSelector: {kubernetes.io/arch: …} in the values"
         ),

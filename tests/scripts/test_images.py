@@ -12,17 +12,17 @@ from nas.errors import NasError
 DOCKER = """#!/bin/sh
 echo "$@" >>"$STATE/calls"
 case $1 in
-  info) [ -e "$STATE/daemon" ] ;;
   build)
     while [ "$1" != --tag ]; do shift; done
     name=$2
     for context in "$@"; do :; done
     { echo "$@"; find "$context" -type f | sort; } >"$STATE/built/$(basename "$name")"
     if [ -e "$STATE/failure" ]; then cat "$STATE/failure" && exit 1; fi ;;
-  image)
-    file=$STATE/built/$(basename "$5")
-    [ -e "$file" ] || exit 1
-    echo "sha256:$(sha256sum <"$file" | cut -d' ' -f1) $(wc -c <"$file")" ;;
+  images)
+    [ -e "$STATE/daemon" ] || { echo "is the daemon running?" >&2; exit 1; }
+    for name in "$@"; do :; done
+    file=$STATE/built/$(basename "$name")
+    [ ! -e "$file" ] || echo "sha256:$(sha256sum <"$file" | cut -d' ' -f1) $(wc -c <"$file")B" ;;
   save) cat "$STATE/built/$(basename "$2")" ;;
   tag) ;;
   push) [ "$2" != refused.example/server:latest ] ;;
@@ -67,7 +67,7 @@ def server(state: Path) -> images.Image:
 
 @pytest.fixture
 def bring(server: images.Image) -> Callable[[], bool]:
-    return lambda: images.runtime("containerd", None).bring(images.Builder("docker"), server, lambda _: None)
+    return lambda: images.Runtime("containerd").bring(images.Builder("docker"), server, lambda *_: None)
 
 
 @pytest.mark.usefixtures("state")
@@ -116,7 +116,7 @@ def test_mnist_is_baked_into_an_image_and_gone_from_the_tree_after(
 
 def test_a_build_that_fails_shows_the_end_of_its_output(state: Path) -> None:
     (state / "failure").write_text("step 3: no network\n")
-    with pytest.raises(NasError, match="image server could not be built: step 3: no network"):
+    with pytest.raises(NasError, match="image server could not be built by docker: step 3: no network"):
         images.Builder("docker").build(state, "server", "latest", state / "home", [], show=False)
 
 
@@ -125,10 +125,21 @@ def test_an_unknown_image_is_told_with_those_there_are(state: Path) -> None:
         images.Builder("docker").build(state, "sever", "latest", state, [], show=False)
 
 
+@pytest.mark.usefixtures("state")
+def test_an_image_that_is_not_built_yet_is_told_with_what_builds_it() -> None:
+    with pytest.raises(NasError, match=r"docker has no image .*server:2: nas images build server"):
+        images.Builder("docker").image(images.full("server", "2"))
+
+
+def test_an_unknown_runtime_is_told_with_those_there_are() -> None:
+    with pytest.raises(NasError, match="no runtime 'lxd': there are microk8s, containerd, k3s, kind, minikube"):
+        images.Runtime("lxd")
+
+
 def test_without_a_builder_that_works_each_is_told(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (state / "daemon").unlink()
     monkeypatch.setenv("PATH", f"{state}/bin")
-    with pytest.raises(NasError, match="docker: it does not work; podman is not on PATH; buildah is not on PATH"):
+    with pytest.raises(NasError, match=r"is the daemon running\?; podman can't be called .*; buildah can't be called"):
         images.Builder()
 
 
