@@ -31,7 +31,8 @@ class Claim:
     def list(self, path: str) -> str:
         """What is below a folder: bytes, time (UTC) and path of each file. Raises NasError."""
         shown = ["-type", "f", "!", "-name", ".*", "-printf", r"%12s %TY-%Tm-%Td %TH:%TM %p\n"]
-        return self.cluster.call("exec", self.pod, "--", "find", there(path), *shown).replace(f" {CLAIM}/", " ")
+        lines = self.cluster.call("exec", self.pod, "--", "find", there(path), *shown).splitlines(keepends=True)
+        return "".join(sorted(lines, key=lambda line: line[30:])).replace(f" {CLAIM}/", " ")
 
     def kept(self, model: str, **more: Any) -> dict[str, Any]:
         """What `bridge.kept` tells of a model. Raises NasError."""

@@ -64,7 +64,7 @@ def listing(base: Path) -> list[dict[str, Any]]:
         except FileNotFoundError:  # a running trial replaces and removes files meanwhile
             continue
     if not found and not base.exists():
-        raise OSError(errno.ENOENT, "no such file or folder", str(base))
+        raise OSError(errno.ENOENT, "no such file or folder (nas artifacts list shows those there are)", str(base))
     return found
 
 

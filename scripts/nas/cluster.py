@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from enum import StrEnum
@@ -82,7 +83,7 @@ def last_line(text: str) -> str:
 
 def output(command: list[str], stdin: str | None = None, reason: Callable[[str], str] = last_line) -> str:
     """What a command prints. Raises ClusterError with the `reason` in what it said, and what mends it."""
-    shown = " ".join(command)
+    shown = [Path(command[0]).name, *(word for word in command[1:] if not word.startswith("--") or "=" not in word)]
     try:
         result = subprocess.run(command, input=stdin, capture_output=True, text=True, errors="replace", check=False)
     except OSError as error:
@@ -91,7 +92,7 @@ def output(command: list[str], stdin: str | None = None, reason: Callable[[str],
         said = result.stderr.strip() or result.stdout.strip() or f"exit status {result.returncode}"
         ours = "ERROR: " in said  # a guard of the chart, which tells by itself
         mend = next((m for known, m in MENDS.items() if not ours and re.search(known, said, re.IGNORECASE)), "")
-        where = shown if len(shown) < 100 else f"{shown[:100]}…"
+        where = textwrap.shorten(" ".join(shown), 100, placeholder=" …")
         raise ClusterError(f"{where}: {reason(said)}" + (f"\n{mend}" if mend else ""))
     return result.stdout
 
@@ -170,7 +171,7 @@ class Cluster:
 
     def get(self, kind: str, name: str) -> Manifest | None:
         """An object, None when there is none. Raises ClusterError."""
-        found = self.call("get", NAMES.get(kind, kind), name, "--ignore-not-found", "--output=json", LIMIT)
+        found = self.call("get", NAMES.get(kind, kind), name, "--ignore-not-found=true", "--output=json", LIMIT)
         return dict(json.loads(found)) if found else None
 
     def objects(self, kind: str, selector: str = "", namespace: str = "") -> list[Manifest]:
@@ -185,14 +186,11 @@ class Cluster:
         """
         words = ["get", NAMES.get(kind, kind), f"--selector={selector}", "--watch", "--output-watch-events"]
         while not stop.is_set():
-            process, lines = self.start(*words, "--output=json"), list[bytes]()
+            process = self.start(*words, "--output=json")
             for line in process.stdout or ():
-                lines.append(line)
-                if line == b"}\n":  # the end of an event
-                    event = json.loads(b"".join(lines))
-                    lines = []
-                    if event["type"] != "ERROR":
-                        yield event["object"] | {"deleted": event["type"] == "DELETED"}
+                event = json.loads(line)
+                if event["type"] != "ERROR":
+                    yield event["object"] | {"deleted": event["type"] == "DELETED"}
             process.wait()
             stop.wait(RETRY)
 

@@ -99,7 +99,7 @@ class Builder:
         found = None
         with contextlib.suppress(ClusterError):
             shown = output([self.tool, "images", "--no-trunc", "--format", "{{.ID}} {{.Size}}", name])
-            found = re.match(r"(?:sha256:)?(\w+) ([\d.]+) ?(k|M|G|)B", shown)
+            found = re.match(r"(?:sha256:)?(\w+)\s+([\d.]+) ?(k|M|G|)B", shown)
         if not found:
             raise NasError(f"{self.tool} has no image {name}: nas images build {name.split('/')[-1].split(':')[0]}")
         scale = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}[found[3]]
