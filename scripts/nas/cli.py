@@ -1,6 +1,5 @@
 """The command line `nas`."""
 
-import datetime
 import hashlib
 import os
 import re
@@ -400,8 +399,8 @@ def _named(names: list[str] | None, everything: bool) -> list[str]:
 
 @artifacts_app.command("list")
 def artifacts_list(
+    release: ItsRelease,
     path: Annotated[str, typer.Argument(help="A folder on the claim.")] = ".",
-    release: ItsRelease = "",
     target: On = AUTO,
     namespace: Namespace = NAMESPACE,
 ) -> None:
@@ -415,9 +414,9 @@ def artifacts_list(
 
 @artifacts_app.command()
 def copy(
+    release: ItsRelease,
     path: Annotated[str, typer.Argument(help="A file or folder on the claim; default: the promoted model.")] = "",
     destination: Annotated[Path, typer.Argument(help="Where to; an existing folder gets it inside.")] = Path(),
-    release: ItsRelease = "",
     target: On = AUTO,
     namespace: Namespace = NAMESPACE,
 ) -> None:
@@ -440,9 +439,9 @@ def copy(
 
 @artifacts_app.command()
 def put(
+    release: ItsRelease,
     source: Annotated[Path, typer.Argument(exists=True, help="A file or folder here.")],
     path: Annotated[str, typer.Argument(help="Its name on the claim.")],
-    release: ItsRelease = "",
     target: On = AUTO,
     namespace: Namespace = NAMESPACE,
 ) -> None:
