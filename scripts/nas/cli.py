@@ -63,7 +63,7 @@ On = Annotated[
 Namespace = Annotated[str, typer.Option(envvar="NAS_NAMESPACE", help="The cluster's namespace.")]
 Release = Annotated[str | None, typer.Option(help="A release on a cluster; default: MODEL-nas.")]
 Build = Annotated[bool, typer.Option(help="On a cluster: build the images and bring them there.")]
-ItsRelease = Annotated[str, typer.Option("--release", envvar="NAS_RELEASE", help="A release on a cluster.")]
+ItsRelease = Annotated[str, typer.Option("--release", help="A release on a cluster.")]
 Model = Annotated[str, typer.Option("--model", "-m", help="The model's name.")]
 Values = Annotated[str, typer.Argument(help="A values file, or the name of one in values/.")]
 Names = Annotated[list[str] | None, typer.Argument(help="Images, by their folders' names in images/.")]
@@ -405,8 +405,8 @@ def _named(names: list[str] | None, everything: bool) -> list[str]:
 
 @artifacts_app.command("list")
 def artifacts_list(
+    release: ItsRelease,
     path: Annotated[str, typer.Argument(help="A folder on the claim.")] = ".",
-    release: ItsRelease = "",
     target: On = AUTO,
     namespace: Namespace = NAMESPACE,
 ) -> None:
@@ -420,9 +420,9 @@ def artifacts_list(
 
 @artifacts_app.command()
 def copy(
+    release: ItsRelease,
     path: Annotated[str, typer.Argument(help="A file or folder on the claim; default: the promoted model.")] = "",
     destination: Annotated[Path, typer.Argument(help="Where to; an existing folder gets it inside.")] = Path(),
-    release: ItsRelease = "",
     target: On = AUTO,
     namespace: Namespace = NAMESPACE,
 ) -> None:
@@ -445,9 +445,9 @@ def copy(
 
 @artifacts_app.command()
 def put(
+    release: ItsRelease,
     source: Annotated[Path, typer.Argument(exists=True, help="A file or folder here.")],
     path: Annotated[str, typer.Argument(help="Its name on the claim.")],
-    release: ItsRelease = "",
     target: On = AUTO,
     namespace: Namespace = NAMESPACE,
 ) -> None:

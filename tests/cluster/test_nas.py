@@ -1,6 +1,7 @@
 """What a user types, against a real cluster: `make iris TARGET=…`, and the nas commands for what it leaves."""
 
 import hashlib
+import json
 import random
 import re
 import signal
@@ -29,7 +30,7 @@ def release(
 ) -> Iterator[Release]:
     """What `make iris TARGET=…` leaves in a namespace that `nas cluster setup` prepared."""
     made = Release(cluster, "nas-made-by-setup", "iris-nas")
-    nas.environment |= {"NAS_NAMESPACE": made.namespace, "NAS_RELEASE": made.name}
+    nas.environment["NAS_NAMESPACE"] = made.namespace
     manifests = write_katib(tmp_path_factory.mktemp("katib")) if nas.target == "microk8s" else []
     said["setup"] = nas("nas", "cluster", "setup", *manifests).stdout
     said["setup again"] = nas("nas", "cluster", "setup").stdout
@@ -113,7 +114,7 @@ def test_an_image_that_the_node_lacks_is_imported_and_then_skipped(nas: Nas, clu
 
 
 def test_the_promoted_model_comes_home_whole(nas: Nas, release: Release, tmp_path: Path) -> None:
-    nas("nas", "artifacts", "copy", "", str(tmp_path))
+    nas("nas", "artifacts", "copy", "", str(tmp_path), "--release", release.name)
     current = release.run("cat", "/model/iris/CURRENT").strip()
     assert nas("sha256sum", str(tmp_path / "iris/model.onnx")).stdout.split()[0] == current
     assert (tmp_path / "iris/manifest.json").is_file()
@@ -126,7 +127,7 @@ def test_a_copy_whose_bridge_pod_is_deleted_in_the_middle_goes_on(
     data = random.Random(2).randbytes(120_000_000)
     (tmp_path / "here").write_bytes(data)
     if way == "copy":
-        nas("nas", "artifacts", "put", str(tmp_path / "here"), "big")
+        nas("nas", "artifacts", "put", str(tmp_path / "here"), "big", "--release", release.name)
 
     def part() -> object:
         if way == "copy":
@@ -134,7 +135,7 @@ def test_a_copy_whose_bridge_pod_is_deleted_in_the_middle_goes_on(
         return release.run("sh", "-c", "ls /model/.big.*.part 2>/dev/null || true")
 
     words = {"put": [str(tmp_path / "here"), "big"], "copy": ["big", str(tmp_path / "back")]}[way]
-    process = nas.start("nas", "artifacts", way, *words)
+    process = nas.start("nas", "artifacts", way, *words, "--release", release.name)
     until(part, "a part of the file")
     release.kubectl("delete", "pod", release.bridge, "--grace-period=0", "--force")
     process.communicate(timeout=120)
@@ -168,7 +169,7 @@ def test_without_a_bridge_a_temporary_pod_is_made_and_removed(nas: Nas, release:
     release.upgrade(bridge__enabled=False)
     try:
         until(lambda: not release.pods("bridge"), "the bridge to go away")
-        assert "iris/CURRENT" in nas("nas", "artifacts", "list", "iris").stdout
+        assert "iris/CURRENT" in nas("nas", "artifacts", "list", "iris", "--release", release.name).stdout
         until(lambda: not release.pods("bridge"), "the temporary pod to go away")
     finally:
         release.upgrade(bridge__enabled=True)
@@ -212,6 +213,23 @@ def test_serve_brings_the_server_to_this_machine_until_ctrl_c(nas: Nas, release:
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=30)  # to the end of its output: nothing that could print is left
     assert process.returncode == 130
+
+
+def test_someone_who_may_not_read_namespaces_searches_all_the_same(
+    nas: Nas, cluster: Cluster, new_release: Callable[..., Release], tmp_path: Path
+) -> None:
+    theirs = new_release("theirs")
+    theirs.kubectl("apply", "--filename", str(Path(__file__).parent / "manifests/someone.yaml"))
+    token = theirs.kubectl("create", "token", "someone").strip()
+    config = cluster.kubectl("config", "view", "--raw", "--minify", "--flatten", "--output=json").stdout
+    changed = json.loads(config)
+    changed["users"][0]["user"] = {"token": token}
+    (tmp_path / "config").write_text(json.dumps(changed))
+    words = ["nas", "run", "iris", "--no-build", "--release", theirs.name, "--namespace", theirs.namespace]
+    words += [word for setting in SMALL for word in ("--set", setting)]
+    said = nas("env", f"KUBECONFIG={tmp_path}/config", *words, "--target", "cluster").stdout
+    assert f"this user may not read namespace {theirs.namespace}" in said
+    assert re.search(r"^model +iris \w+ promoted", said, re.MULTILINE)
 
 
 def test_what_is_not_there_is_told(nas: Nas, release: Release) -> None:

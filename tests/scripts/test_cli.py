@@ -235,7 +235,12 @@ def test_every_command_shows_an_example(nas: Nas) -> None:
 
 def test_a_command_for_a_cluster_says_how_to_name_one(nas: Nas, tmp_path: Path) -> None:
     environment = {"PATH": str(tmp_path), "KUBECONFIG": str(tmp_path / "none")}
-    for words in (["watch", "iris-nas"], ["artifacts", "list"], ["models", "list", "--release", "x"], ["doctor"]):
+    for words in (
+        ["watch", "iris-nas"],
+        ["artifacts", "list", "--release", "x"],
+        ["models", "list", "--release", "x"],
+        ["doctor"],
+    ):
         result = nas(*words, **environment)
         assert (result.returncode, "--target cluster is the current kubeconfig context" in result.stderr) == (1, True)
     result = nas("watch", "iris-nas", "--target", "cluster", **environment)
