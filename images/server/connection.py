@@ -32,6 +32,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         self._transport: asyncio.Transport = transport
+        self._end = transport.close
         self._client = (transport.get_extra_info("peername") or [None])[0]
         self._lane.connections.add(self)
         if len(self._lane.connections) > self._limits.connections:
@@ -105,7 +106,9 @@ class Connection(asyncio.Protocol):
         """Called every second: end the connection if the client is too slow."""
         if self._since is None or now - self._since <= self._limits.seconds:
             return
-        if self._answered and not (self._begun or self._stuck):
+        if self._ending:
+            self._transport.abort()
+        elif self._answered and not (self._begun or self._stuck):
             self._transport.close()  # kept open for a next request, which didn't come
         else:
             self._refuse("slow", Refusal(408, f"a request has to arrive within {self._limits.seconds:g} seconds"))
@@ -150,23 +153,22 @@ class Connection(asyncio.Protocol):
         self._answered += 1
         if not keep:
             self._ending = True
-            self._transport.close()
+            self._end()
 
     def _too_large(self) -> None:
-        sentence = f"at most {self._limits.body} bytes a request: send fewer rows"
-        self._refuse("body", Refusal(413, sentence))
+        # What was sent meanwhile is read and dropped: a reset would take the sentence from the client.
+        self._end = self._transport.write_eof
+        self._refuse("body", Refusal(413, f"at most {self._limits.body} bytes a request: send fewer rows"))
 
     def _refuse(self, reason: str, refusal: Refusal) -> None:
         """End the connection, for what never became a request, with a sentence if its client reads."""
         if self._ending:
             return
         self._lane.live.counts.add(reason)
-        self._since = None
         if self._stuck:
             self._transport.abort()
-        else:
-            # A request that is being answered keeps its place: the client would take this for its answer.
-            if not self._task:
-                self._send(Request(self._client), (refusal.status, refusal.headers, refusal.body()))
+        elif self._task:  # the client would take this for the answer that it waits for
             self._transport.close()
+        else:
+            self._send(Request(self._client), (refusal.status, refusal.headers, refusal.body()))
         self._ending = True
