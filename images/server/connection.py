@@ -27,7 +27,8 @@ class Connection(asyncio.Protocol):
         self._waiting: deque[Request] = deque()  # pipelined behind the one that a task answers
         self._task: asyncio.Task[None] | None = None
         self._begun = self._stuck = self._ending = False  # a request; the client doesn't read; no further request
-        self._head = self._answered = 0
+        self._head = self._answered = self._size = 0
+        self._parts: list[bytes] = []
         self._since: float | None = self._loop.time()  # since when the client owes us a request, or reading an answer
 
     def connection_made(self, transport: Any) -> None:

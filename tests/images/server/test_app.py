@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -240,3 +241,28 @@ def test_the_history_tells_the_newest_first(tmp_path: Path) -> None:
     assert len(ask(server, "GET", "/model/history?limit=1").json()) == 1
     response = ask(server, "GET", "/model/history?limit=none")
     assert (response.status_code, response.json()["error"][:6]) == (422, "limit:")
+
+
+def test_the_lineage_goes_back_to_the_first_ancestor(tmp_path: Path) -> None:
+    digests = [models.promote(tmp_path, "iris", models.iris_constant(index)) for index in range(3)]
+    server = lane(make_live(tmp_path))
+    line = ask(server, "GET", "/model/lineage").json()
+    assert [model["digest"] for model in line] == digests[::-1]
+    assert [model["parent"] for model in line] == [*digests[1::-1], None]
+    for name in ("trial", "experiment", "parameters", "data_digest", "image"):
+        assert all(name in model for model in line)
+    shutil.rmtree(tmp_path / "iris/versions" / digests[0])
+    assert ask(server, "GET", "/model/lineage").json()[2] == {"digest": digests[0]}
+
+
+def test_the_examples_of_a_category_are_its_names(tmp_path: Path) -> None:
+    models.promote(tmp_path, "colours", models.red_or_not(), models.COLOURS, ["warm", "cold"])
+    server = lane(make_live(tmp_path, "colours"))
+    paths = ask(server, "GET", "/openapi.json").json()["paths"]
+    shown = paths["/predict"]["post"]["requestBody"]["content"]["application/json"]["examples"]
+    assert shown["numbers"]["value"] == ["red", 4.5]
+    assert shown["named features"]["value"] == {"colour": "red", "size": 4.5}
+    for form in shown.values():
+        assert "warm" in ask(server, "POST", "/predict", form["value"]).text
+    infer = paths["/v2/models/{name}/infer"]["post"]["requestBody"]["content"]["application/json"]["examples"]
+    assert ask(server, "POST", "/v2/models/colours/infer", infer["one row"]["value"]).status_code == 200

@@ -8,6 +8,7 @@ from typing import Any
 
 import bodies
 import interface
+import models
 import numpy as np
 import pytest
 from app import create_app
@@ -15,7 +16,6 @@ from decode import Reader, Refusal
 from interface import ask
 from lane import Lane
 from limits import Limits
-from modelkit import artifact
 from modelkit.store import StoreError
 
 pytestmark = pytest.mark.usefixtures("iris")
@@ -83,14 +83,7 @@ def test_an_array_with_no_category_is_refused() -> None:
         COLOURS.fit(np.array([[0, 1], [2, 1]], np.float32))
 
 
-COLOURS = Reader(
-    artifact.Input(
-        dtype="float32",
-        shape=[2],
-        features=[artifact.Feature("colour", 0, 1, ["red", "blue"]), artifact.Feature("size", 0, 9)],
-    ),
-    10,
-)
+COLOURS = Reader(models.COLOURS, 10)
 
 
 def test_an_answer_never_needs_fastapi(root: Path) -> None:
