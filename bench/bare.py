@@ -1,4 +1,4 @@
-"""Our server without what every request goes through: keys, queue, request ids, security headers, counters."""
+"""Our server without what every request goes through: keys, queue, request ids, counters."""
 
 import sys
 from pathlib import Path

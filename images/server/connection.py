@@ -6,7 +6,7 @@ from http import HTTPStatus
 from typing import Any
 
 import httptools
-from lane import Lane, Request, Response
+from lane import SECURITY, Lane, Request, Response
 from limits import Refusal
 from live import inline
 
@@ -87,6 +87,7 @@ class Connection(asyncio.Protocol):
         self._since, self._begun, request = None, False, self._request
         request.method, request.body = self._parser.get_method().decode(), b"".join(self._parts)
         request.keep = self._parser.should_keep_alive()
+        request.for_lane = request.method == "POST" and request.target in (b"/predict", b"/predict/")
         self._parts = []
         if self._task:
             self._waiting.append(request)
@@ -121,7 +122,7 @@ class Connection(asyncio.Protocol):
 
     def _start(self, request: Request) -> None:
         answering = self._lane.answer(request)
-        if request.is_predict and inline(request.body):
+        if request.for_lane and inline(request.body):
             try:
                 answering.send(None)  # it never waits, so that this runs to its end
             except StopIteration as answered:
@@ -142,7 +143,7 @@ class Connection(asyncio.Protocol):
         if self._transport.is_closing():
             return
         keep = request.keep and not self._lane.draining
-        lines = [STATUS[status], *[b"%b: %b\r\n" % header for header in headers]]
+        lines = [STATUS[status], SECURITY, *[b"%b: %b\r\n" % header for header in headers]]
         if status != 304 and not (request.method == "HEAD" and any(n == b"content-length" for n, _ in headers)):
             lines.append(b"content-length: %d\r\n" % len(body))
         lines.append(b"\r\n" if keep else b"connection: close\r\n\r\n")
