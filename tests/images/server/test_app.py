@@ -266,3 +266,11 @@ def test_the_examples_of_a_category_are_its_names(tmp_path: Path) -> None:
         assert "warm" in ask(server, "POST", "/predict", form["value"]).text
     infer = paths["/v2/models/{name}/infer"]["post"]["requestBody"]["content"]["application/json"]["examples"]
     assert ask(server, "POST", "/v2/models/colours/infer", infer["one row"]["value"]).status_code == 200
+
+
+def test_numbers_that_overflow_in_the_model_have_no_answer(iris: Lane) -> None:
+    body = [[6.1, 3.2, 3.4028234663852886e38, 1.3]]  # found by schemathesis: a probability was null
+    tensor = {"name": "input", "datatype": "FP32", "shape": [1, 4], "data": body}
+    for path, sent in (("/predict", body), ("/v2/models/iris/infer", {"inputs": [tensor]})):
+        response = ask(iris, "POST", path, sent)
+        assert (response.status_code, response.json()["error"][:23]) == (422, "the model has no answer")
