@@ -4,7 +4,7 @@ One core for the server, the other for wrk. All servers run during a round and a
 median over the rounds, with the least and the most. Any answer but 200 ends the bench.
 
 make bench-serving                          # three rounds, into bench/results/serving.md
-make bench-serving ARGS="--rounds 1 --no-peer"
+make bench-serving ARGS="--rounds 1 --seconds 1 --no-peer"     # a try, in a minute
 """
 
 import argparse
@@ -28,7 +28,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 HOME = ROOT / ".nas/bench/serving"
 PEER = ROOT / ".nas/bench/mlserver"
-PEER_PACKAGES = ("mlserver==1.7.1", "mlserver-sklearn==1.7.1")
+PEER_PACKAGES = ROOT / "bench/mlserver.txt"
 ROW = [5.1, 3.5, 1.4, 0.2]
 KEY = "a-key-for-the-bench"
 SERVER, LOAD = {0}, {1}  # cores
@@ -107,20 +107,20 @@ def ours(name: str, model: str, *words: str, script: str = "images/server/serve.
 
 
 def tutorial(model: str) -> Server:
-    app = python("-m", "uvicorn", "--app-dir", str(ROOT / "bench/tutorial"), f"serve_{model}:app", "--port", "PORT")
+    # What `pip install fastapi uvicorn` brings: asyncio's own loop and h11. Our environment has uvicorn's extras too.
+    plain = ["--loop", "asyncio", "--http", "h11", "--app-dir", str(ROOT / "bench/tutorial")]
+    app = python("-m", "uvicorn", *plain, f"serve_{model}:app", "--port", "PORT")
     return Server("the plain tutorial", app, HOME)
 
 
 def peer() -> Server:
     """MLServer with its scikit-learn runtime, metrics off, no second process."""
     if not (PEER / "ready").exists():
-        print(f"setting up: {', '.join(PEER_PACKAGES)}", flush=True)
+        print("setting up: MLServer", flush=True)
         uv = str(Path(sys.executable).with_name("uv"))
         subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(PEER)], check=True)
-        pinned = [*PEER_PACKAGES, f"scikit-learn=={version('scikit-learn')}"]
-        subprocess.run(
-            [uv, "pip", "install", "--no-config", "--quiet", "--python", str(PEER / "bin/python"), *pinned], check=True
-        )
+        words = ["--no-config", "--quiet", "--python", str(PEER / "bin/python"), "-r", str(PEER_PACKAGES)]
+        subprocess.run([uv, "pip", "install", *words], check=True)
         (PEER / "ready").touch()
     folder = HOME / "mlserver"
     folder.mkdir(exist_ok=True)
@@ -231,10 +231,11 @@ def main() -> None:
     def body(server: Server) -> Path:
         return HOME / ("v2-row" if server.path.startswith("/v2") else "row")
 
+    os.sched_setaffinity(0, LOAD)  # whoever waits for an answer leaves the server its core
     print("cold starts", flush=True)
     for _ in range(args.rounds):
         for server in (s for s in iris if s is not bare):
-            server.start(SERVER | LOAD)
+            server.start(SERVER)
             line = f"X-API-Key: {KEY}\r\n" if server is us else ""
             figures["cold start, s"][server.name].append(server.wait(body(server).read_bytes(), line))
             figures["resident, MB"][server.name].append(server.memory())
@@ -349,7 +350,8 @@ def report(figures: dict[str, Figures], rounds: int, seconds: float) -> None:
     text = "\n".join(lines) + "\n"
     print(text)
     versions = ", ".join(
-        f"{name} {version(name)}" for name in ("fastapi", "uvicorn", "onnxruntime", "scikit-learn", "torch")
+        f"{name} {version(name)}"
+        for name in ("fastapi", "uvicorn", "httptools", "onnxruntime", "scikit-learn", "torch")
     )
     head = f"# Serving\n\n{_machine()}, Python {platform.python_version()}, {versions}. The server on one core, wrk "
     head += f"on the other; {rounds} rounds of {seconds:g} s for each figure: median (least–most). "

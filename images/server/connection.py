@@ -6,7 +6,7 @@ from http import HTTPStatus
 from typing import Any
 
 import httptools
-from lane import Lane, Request, Response
+from lane import SECURITY, Lane, Request, Response
 from limits import Refusal
 from live import inline
 
@@ -27,11 +27,13 @@ class Connection(asyncio.Protocol):
         self._waiting: deque[Request] = deque()  # pipelined behind the one that a task answers
         self._task: asyncio.Task[None] | None = None
         self._begun = self._stuck = self._ending = False  # a request; the client doesn't read; no further request
-        self._head = self._answered = 0
+        self._head = self._answered = self._size = 0
+        self._parts: list[bytes] = []
         self._since: float | None = self._loop.time()  # since when the client owes us a request, or reading an answer
 
     def connection_made(self, transport: Any) -> None:
         self._transport: asyncio.Transport = transport
+        self._end = transport.close
         self._client = (transport.get_extra_info("peername") or [None])[0]
         self._lane.connections.add(self)
         if len(self._lane.connections) > self._limits.connections:
@@ -85,6 +87,7 @@ class Connection(asyncio.Protocol):
         self._since, self._begun, request = None, False, self._request
         request.method, request.body = self._parser.get_method().decode(), b"".join(self._parts)
         request.keep = self._parser.should_keep_alive()
+        request.for_lane = request.method == "POST" and request.target in (b"/predict", b"/predict/")
         self._parts = []
         if self._task:
             self._waiting.append(request)
@@ -105,7 +108,9 @@ class Connection(asyncio.Protocol):
         """Called every second: end the connection if the client is too slow."""
         if self._since is None or now - self._since <= self._limits.seconds:
             return
-        if self._answered and not (self._begun or self._stuck):
+        if self._ending:
+            self._transport.abort()
+        elif self._answered and not (self._begun or self._stuck):
             self._transport.close()  # kept open for a next request, which didn't come
         else:
             self._refuse("slow", Refusal(408, f"a request has to arrive within {self._limits.seconds:g} seconds"))
@@ -117,7 +122,7 @@ class Connection(asyncio.Protocol):
 
     def _start(self, request: Request) -> None:
         answering = self._lane.answer(request)
-        if request.is_predict and inline(request.body):
+        if request.for_lane and inline(request.body):
             try:
                 answering.send(None)  # it never waits, so that this runs to its end
             except StopIteration as answered:
@@ -138,7 +143,7 @@ class Connection(asyncio.Protocol):
         if self._transport.is_closing():
             return
         keep = request.keep and not self._lane.draining
-        lines = [STATUS[status], *[b"%b: %b\r\n" % header for header in headers]]
+        lines = [STATUS[status], SECURITY, *[b"%b: %b\r\n" % header for header in headers]]
         if status != 304 and not (request.method == "HEAD" and any(n == b"content-length" for n, _ in headers)):
             lines.append(b"content-length: %d\r\n" % len(body))
         lines.append(b"\r\n" if keep else b"connection: close\r\n\r\n")
@@ -150,23 +155,22 @@ class Connection(asyncio.Protocol):
         self._answered += 1
         if not keep:
             self._ending = True
-            self._transport.close()
+            self._end()
 
     def _too_large(self) -> None:
-        sentence = f"at most {self._limits.body} bytes a request: send fewer rows"
-        self._refuse("body", Refusal(413, sentence))
+        # What was sent meanwhile is read and dropped: a reset would take the sentence from the client.
+        self._end = self._transport.write_eof
+        self._refuse("body", Refusal(413, f"at most {self._limits.body} bytes a request: send fewer rows"))
 
     def _refuse(self, reason: str, refusal: Refusal) -> None:
         """End the connection, for what never became a request, with a sentence if its client reads."""
         if self._ending:
             return
         self._lane.live.counts.add(reason)
-        self._since = None
         if self._stuck:
             self._transport.abort()
-        else:
-            # A request that is being answered keeps its place: the client would take this for its answer.
-            if not self._task:
-                self._send(Request(self._client), (refusal.status, refusal.headers, refusal.body()))
+        elif self._task:  # the client would take this for the answer that it waits for
             self._transport.close()
+        else:
+            self._send(Request(self._client), (refusal.status, refusal.headers, refusal.body()))
         self._ending = True

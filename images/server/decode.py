@@ -28,7 +28,7 @@ def forms(takes: Input) -> dict[bytes, Any]:
     number: Any = _NUMBER[takes.dtype]
     features, size = takes.features or [], math.prod(takes.shape)
     kinds = [Literal[*f.values, *range(len(f.values))] if f.values else number for f in features]
-    row: Any = tuple[*kinds] if any(f.values for f in features) else _fixed(number, size)
+    row: Any = tuple[*kinds] if any(f.values for f in features) else _fixed(number, size)  # type: ignore[valid-type]
     found = {b"[": row, b"[[": list[row]}
     if features:
         fields = [(f"f{i}", kind, msgspec.field(name=features[i].name)) for i, kind in enumerate(kinds)]
@@ -47,11 +47,12 @@ class Reader:
 
     def __init__(self, takes: Input, max_rows: int) -> None:
         self.takes, self.max_rows = takes, max_rows
+        number: Any = _NUMBER[takes.dtype]
         self._size, self._image = math.prod(takes.shape), tuple(takes.image or ())
         self._categories = {j: f.values for j, f in enumerate(takes.features or []) if f.values}
         self._decoders = {start: msgspec.json.Decoder(form).decode for start, form in forms(takes).items()}
         if takes.image:  # one image as its lines, or several as rows
-            self._decoders[b"[["] = msgspec.json.Decoder(list[list[_NUMBER[takes.dtype]]]).decode  # type: ignore[misc]
+            self._decoders[b"[["] = msgspec.json.Decoder(list[list[number]]).decode
 
     def rows(self, body: bytes) -> tuple[Array, bool]:
         """Rows [N, *shape] of the input's dtype, and whether it was one row on its own.

@@ -24,36 +24,27 @@ if TYPE_CHECKING:
 log = logging.getLogger("nas.server")
 Response = tuple[int, list[tuple[bytes, bytes]], bytes]  # status, headers, body
 JSON = (b"content-type", b"application/json")
-SECURITY = [
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"cache-control", b"no-store"),
-    (
-        b"content-security-policy",
-        b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
-        b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    ),
-]
+SECURITY = (
+    b"x-content-type-options: nosniff\r\nreferrer-policy: no-referrer\r\ncache-control: no-store\r\n"
+    b"content-security-policy: default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    b"connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'\r\n"
+)  # headers of every answer
 
 
 class Request:
-    """A whole request. `keep`: whether its connection stays."""
+    """A whole request. `keep`: whether its connection stays; `for_lane`: whether the lane answers it."""
 
-    __slots__ = ("body", "client", "headers", "keep", "method", "target")
+    __slots__ = ("body", "client", "for_lane", "headers", "keep", "method", "target")
 
     def __init__(self, client: str | None) -> None:
         self.client, self.method, self.target, self.body, self.keep = client, "", b"", b"", False
         self.headers: list[tuple[bytes, bytes]] = []
+        self.for_lane = False
 
     @property
     def path(self) -> str:
         """The target without its query, as it was sent."""
         return self.target.partition(b"?")[0].decode("latin-1")
-
-    @property
-    def is_predict(self) -> bool:
-        """Whether the lane answers it."""
-        return self.method == "POST" and self.target in (b"/predict", b"/predict/")
 
 
 class Lane:
@@ -68,7 +59,8 @@ class Lane:
 
     async def answer(self, request: Request) -> Response:
         """The whole answer, whatever happens. Doesn't wait for a small body of POST /predict."""
-        started, path, counts = time.perf_counter(), request.path, self.live.counts
+        started, counts = time.perf_counter(), self.live.counts
+        path = "/predict" if request.for_lane else request.path
         route, ident, encoding = path, b"", b"identity"
         for name, value in request.headers:
             if name == b"x-request-id" and len(value) <= 128:
@@ -87,7 +79,7 @@ class Lane:
                 raise Refusal(503, f"{self._busy} requests are waiting: try again", [(b"retry-after", b"1")])
             if encoding != b"identity":
                 raise Refusal(415, "compressed bodies aren't taken: send it as it is, without Content-Encoding")
-            if request.is_predict:
+            if request.for_lane:
                 status, headers, body = 200, [JSON], await self.live.answer(request.body)
             else:
                 self._routes = self._routes or self._make(self.live)
@@ -104,7 +96,7 @@ class Lane:
             line = {"time": time.time(), "id": ident.decode("latin-1"), "client": request.client}
             line |= {"method": request.method, "path": path, "status": status, "ms": round(seconds * 1e3, 3)}
             sys.stdout.write(msgspec.json.encode(line).decode() + "\n")
-        return status, [*headers, (b"x-request-id", ident), *SECURITY], body
+        return status, [*headers, (b"x-request-id", ident)], body
 
 
 async def _asgi(application: Any, request: Request) -> tuple[Response, str]:

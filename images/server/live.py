@@ -2,12 +2,13 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import msgspec
-from decode import NPY, Reader
+from decode import NPY, Array, Reader
 from limits import Limits, Refusal
 from metrics import Counts
 from modelkit import cpus
@@ -44,8 +45,15 @@ class Predictor:
     """One version of the model and how it answers: the same bytes whichever way a request came. Thread-safe."""
 
     def __init__(self, model: Model, max_rows: int) -> None:
-        self.manifest, self.predict = model.manifest, model.predict
+        self.manifest, self._predict = model.manifest, model.predict
         self.reader = Reader(model.manifest.input, max_rows)
+
+    def predict(self, rows: Array) -> Array:
+        """Probabilities [N, classes] for rows [N, *shape]. Raises Refusal where the numbers overflow in the model."""
+        probabilities = self._predict(rows)
+        if not math.isfinite(probabilities.sum()):
+            raise Refusal(422, "the model has no answer: values are too far from those that it was trained on")
+        return probabilities
 
     def answer(self, body: bytes) -> tuple[bytes, int]:
         """JSON for the body of a /predict, and the number of rows in it. Raises Refusal."""

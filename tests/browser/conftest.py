@@ -79,6 +79,7 @@ def shot(browser: webdriver.Chrome, request: pytest.FixtureRequest) -> Callable[
     def take() -> None:
         folder = ROOT / ".nas/screenshots"
         folder.mkdir(parents=True, exist_ok=True)
-        browser.save_screenshot(str(folder / f"{request.node.name.removeprefix('test_')}.png"))
+        name = request.node.name.removeprefix("test_").replace("/", "")
+        assert browser.save_screenshot(str(folder / f"{name}.png"))
 
     return take

@@ -162,6 +162,34 @@ def test_it_says_which_model_answers(browser: Chrome, mnist: str, trained: Path)
         assert f"{name}\n{value}" in about
 
 
+def test_it_says_where_the_model_comes_from_back_to_the_first(
+    browser: Chrome, tmp_path: Path, shot: Callable[[], None]
+) -> None:
+    digests = [models.promote(tmp_path, "iris", models.iris_constant(index)) for index in range(3)]
+    with process.server(tmp_path) as (_, __, url):
+        opened(browser, url)
+        until(browser, find(browser, "#lineage").is_displayed)
+        ancestors = browser.find_elements(By.CSS_SELECTOR, "#ancestors > li")
+        assert len(ancestors) == 3
+        for item, digest in zip(ancestors, digests[::-1], strict=True):
+            assert f"Digest\n{digest}" in item.text
+            for word in ("Experiment\nsearch", f"Trial\n{digest[:8]}", f"Data\n{'0' * 64}", "Image\nnot told"):
+                assert word in item.text
+        shot()
+        browser.get("about:blank")
+
+
+def test_a_category_is_chosen_by_its_name(browser: Chrome, tmp_path: Path, shot: Callable[[], None]) -> None:
+    models.promote(tmp_path, "colours", models.red_or_not(), models.COLOURS, ["warm", "cold"])
+    with process.server(tmp_path, name="colours") as (_, __, url):
+        opened(browser, url)
+        answered(browser, "warm")
+        find(browser, "#feature-colour option[value=blue]").click()
+        answered(browser, "cold")
+        shot()
+        browser.get("about:blank")
+
+
 @pytest.mark.parametrize("path", ["/", "/docs"])
 @pytest.mark.parametrize("screen", [PHONE, DESK], ids=["phone", "desk"])
 def test_a_phone_needs_no_sideways_scrolling_and_no_accessibility_rule_is_broken(

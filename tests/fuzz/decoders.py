@@ -16,8 +16,8 @@ with atheris.instrument_imports(include=["decode", "v2", "limits"]):
     import limits
     import models
     import v2
+from live import Predictor  # noqa: E402
 from modelkit import artifact  # noqa: E402
-from predict import Predictor  # noqa: E402
 
 TAKES = {
     "iris": (models.IRIS, models.SPECIES, models.iris_rule()),

@@ -52,10 +52,37 @@ async function describe() {
     Made: new Date(manifest.created).toLocaleString(),
     Digest: manifest.digest,
   };
-  $("facts").replaceChildren(...Object.entries(facts).flatMap(([k, v]) => [element("dt", k), element("dd", v)]));
+  $("facts").replaceChildren(...terms(facts));
   for (const id of ["ask", "answer", "about"]) show(id, true);
   if (first && manifest.input.features) form(manifest.input.features);
   if (first && manifest.input.image) pad(manifest.input.image);
+  const line = await ask("/model/lineage");
+  if (line) $("ancestors").replaceChildren(...line.map(ancestor));
+  show("lineage", Boolean(line));
+}
+
+const terms = facts => Object.entries(facts).flatMap(([k, v]) => [element("dt", k), element("dd", v)]);
+
+// The model that answers, its parent, and so on: a digest alone is no longer in the store.
+function ancestor({ digest, experiment, trial, parameters, data_digest, image, metrics, created }, generation) {
+  const item = element("li", element("strong", ["This model", "Its parent"][generation] ?? "Parent of that"));
+  if (!experiment) {
+    item.append(element("p", `${digest} is no longer in the store.`));
+    return item;
+  }
+  const list = element("dl");
+  list.append(...terms({
+    Digest: digest,
+    Accuracy: percent(metrics.validation.accuracy),
+    Experiment: experiment,
+    Trial: trial,
+    Parameters: Object.entries(parameters).map(([k, v]) => `${k}=${short(v)}`).join(", ") || "none",
+    Data: data_digest,
+    Image: image || "not told",
+    Made: new Date(created).toLocaleString(),
+  }));
+  item.append(list);
+  return item;
 }
 
 async function predict(body) {
@@ -73,7 +100,8 @@ async function predict(body) {
 }
 
 function form(features) {
-  const inputs = features.map(({ name, min, max }) => {
+  const inputs = features.map(({ name, min, max, values }) => {
+    if (values) return choice(name, values);
     const middle = ((min + max) / 2).toFixed(2), id = `feature-${name}`, step = 10 ** Math.floor(Math.log10((max - min) / 50 || 1));
     const number = element("input", "", { id, type: "number", step: "any", value: middle, required: "", "aria-describedby": `${id}-range` });
     const range = element("input", "", { type: "range", min, max, step, value: middle, "aria-label": `${name}, slider` });
@@ -84,10 +112,20 @@ function form(features) {
     $("features").append(line);
     return number;
   });
-  const send = () => { if ($("features").checkValidity()) predict(inputs.map(input => input.valueAsNumber)); };
+  const send = () => { if ($("features").checkValidity()) predict(inputs.map(input => input.type === "number" ? input.valueAsNumber : input.value)); };
+  $("features").addEventListener("change", send);  // a category was chosen
   $("features").addEventListener("submit", event => event.preventDefault());
   show("features", true);
   send();
+}
+
+function choice(name, values) {
+  const id = `feature-${name}`, select = element("select", "", { id });
+  select.append(...values.map(value => element("option", value, { value })));
+  const line = element("div", element("label", name.replaceAll("_", " "), { for: id }), { class: "feature" });
+  line.append(select);
+  $("features").append(line);
+  return select;
 }
 
 function pad([height, width]) {

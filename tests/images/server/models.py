@@ -17,6 +17,11 @@ IRIS = artifact.Input(
     ],
 )
 SPECIES = ["setosa", "versicolor", "virginica"]
+COLOURS = artifact.Input(
+    dtype="float32",
+    shape=[2],
+    features=[artifact.Feature("colour", 0, 1, ["red", "blue"]), artifact.Feature("size", 0, 9)],
+)
 MNIST = artifact.Input(dtype="uint8", shape=[784], image=[28, 28])
 DIGITS = [str(digit) for digit in range(10)]
 
@@ -42,9 +47,16 @@ def brightest_of_ten() -> bytes:
     return artifact.mlp([(weights, np.zeros(10))], "identity", MNIST, DIGITS, scale=np.array([1 / 255]))
 
 
-def promote(root: Path, name: str, data: bytes) -> str:
+def red_or_not() -> bytes:
+    """Red is warm, blue is cold."""
+    weights = np.array([[0, 0], [20, 0], [0, 20]])  # size, red, blue
+    return artifact.mlp([(weights, np.zeros(2))], "identity", COLOURS, ["warm", "cold"])
+
+
+def promote(root: Path, name: str, data: bytes, takes: artifact.Input = IRIS, classes: list[str] = SPECIES) -> str:
     """Put a model through a trial's folder into the store, make it current, and return its digest."""
-    takes, classes = (IRIS, SPECIES) if name == "iris" else (MNIST, DIGITS)
+    if name == "mnist":
+        takes, classes = MNIST, DIGITS
     digest = artifact.digest(data)
     folder = root / name / "trials" / "search" / digest[:8]
     folder.mkdir(parents=True, exist_ok=True)

@@ -13,8 +13,10 @@ OPTIONS = ["--model", "iris", "--host", "127.0.0.1"]
 
 
 @contextlib.contextmanager
-def server(root: Path, *words: str, name: str = "iris") -> Iterator[tuple[subprocess.Popen[str], str, str]]:
-    """A server on a free port: the process, its first line and its URL. It is ended, and must leave without error."""
+def server(
+    root: Path, *words: str, name: str = "iris", status: int = 0
+) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
+    """A server on a free port: the process, its first line and its URL. It is ended, and must leave with `status`."""
     process = subprocess.Popen(
         [sys.executable, serve.__file__, *OPTIONS, "--model", name, "--store", str(root), "--port", "0", *words],
         stdout=subprocess.PIPE,
@@ -29,7 +31,7 @@ def server(root: Path, *words: str, name: str = "iris") -> Iterator[tuple[subpro
         yield process, line, found[0]
         process.terminate()
         _, errors = process.communicate(timeout=20)
-        assert process.returncode == 0
+        assert process.returncode == status
         assert "Traceback" not in errors
     finally:
         process.kill()

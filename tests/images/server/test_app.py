@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,7 @@ def test_a_list_with_one_row_is_answered_with_a_list(iris: Lane) -> None:
     assert ask(iris, "POST", "/predict", [bodies.FLOWER]).json()["predictions"] == [0]
 
 
-@pytest.mark.parametrize(
-    "body", [bodies.pixels(7), bodies.lines(bodies.pixels(7)), [float(p) for p in bodies.pixels(7)]]
-)
+@pytest.mark.parametrize("body", [bodies.pixels(7), bodies.lines(bodies.pixels(7))])
 def test_an_image_is_784_whole_numbers_or_28_lists(mnist: Lane, body: Any) -> None:
     answer = ask(mnist, "POST", "/predict", body).json()
     assert (answer["prediction"], answer["label"]) == (7, "7")
@@ -94,24 +93,23 @@ def test_a_body_that_is_no_flower_is_refused_in_a_sentence(iris: Lane, body: Any
 def test_a_body_that_is_no_image_is_refused_in_a_sentence(mnist: Lane, body: Any, sentence: str) -> None:
     response = ask(mnist, "POST", "/predict", body)
     assert response.status_code == 422
-    assert response.json() == {"error": sentence}
+    assert response.json()["error"] == f"{sentence}: expected 784 numbers or 28×28 lists, whole from 0 to 255"
 
 
 def test_a_body_without_an_announced_length_is_cut_off_at_the_limit(iris: Lane) -> None:
-    sent = 0
+    held = []
 
     async def endless() -> Any:
-        nonlocal sent
-        while sent < 64 * 2**20:
-            sent += 2**20
+        for _ in range(64):
             yield b" " * 2**20
+            held.extend(sum(map(len, connection._parts)) for connection in iris.connections if connection._begun)
 
     async def once() -> httpx.Response:
         async with client(iris) as asking:
             return await asking.post("/predict", content=endless())
 
     assert asyncio.run(once()).status_code == 413
-    assert sent <= Limits().body + 2 * 2**20
+    assert Limits().body // 2 < max(held) <= Limits().body + 2**20
 
 
 def test_the_model_endpoint_answers_the_manifest(iris: Lane, root: Path) -> None:
@@ -199,9 +197,9 @@ def test_an_npy_of_images_may_have_their_shape(mnist: Lane) -> None:
         (npy(np.zeros((2, 3))), 422, f"expected {bodies.TAKES}, got an array of 2×3"),
         (npy(np.zeros((0, 4))), 422, f"no rows: expected {bodies.TAKES}"),
         (npy(np.zeros((4097, 4))), 413, "at most 4096 rows a request, got 4097"),
-        (npy([[1, 2, 3, 4], [1, np.nan, 3, 4]]), 422, "row 1, sepal_width: expected a number within float32's range"),
-        (npy(np.array([1, 2, np.inf, 4], np.float32)), 422, "petal_length: expected a number within float32's range"),
-        (npy([1, 2, 3, 1e39]), 422, "petal_width: expected a number within float32's range, got 1e+39"),
+        (npy([[1, 2, 3, 4], [1, np.nan, 3, 4]]), 422, f"row 1, sepal_width is nan: expected {bodies.TAKES}"),
+        (npy(np.array([1, 2, np.inf, 4], np.float32)), 422, "row 0, petal_length is inf: expected"),
+        (npy([1, 2, 3, 1e39]), 422, "row 0, petal_width is 1e+39: expected"),
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, str) else "",
 )
@@ -214,7 +212,7 @@ def test_an_npy_of_images_has_whole_numbers_from_0_to_255(mnist: Lane) -> None:
     for value in (0.5, -1, 256, np.nan):
         response = ask(mnist, "POST", "/predict", npy(np.full((1, 784), value)))
         assert response.status_code == 422
-        assert response.json()["error"].startswith("row 0, value 0: expected a whole number from 0 to 255")
+        assert response.json()["error"].startswith(f"row 0, value 0 is {value}: expected 784 numbers")
 
 
 def test_an_image_may_be_base64_of_its_bytes(mnist: Lane) -> None:
@@ -243,3 +241,36 @@ def test_the_history_tells_the_newest_first(tmp_path: Path) -> None:
     assert len(ask(server, "GET", "/model/history?limit=1").json()) == 1
     response = ask(server, "GET", "/model/history?limit=none")
     assert (response.status_code, response.json()["error"][:6]) == (422, "limit:")
+
+
+def test_the_lineage_goes_back_to_the_first_ancestor(tmp_path: Path) -> None:
+    digests = [models.promote(tmp_path, "iris", models.iris_constant(index)) for index in range(3)]
+    server = lane(make_live(tmp_path))
+    line = ask(server, "GET", "/model/lineage").json()
+    assert [model["digest"] for model in line] == digests[::-1]
+    assert [model["parent"] for model in line] == [*digests[1::-1], None]
+    for name in ("trial", "experiment", "parameters", "data_digest", "image"):
+        assert all(name in model for model in line)
+    shutil.rmtree(tmp_path / "iris/versions" / digests[0])
+    assert ask(server, "GET", "/model/lineage").json()[2] == {"digest": digests[0]}
+
+
+def test_the_examples_of_a_category_are_its_names(tmp_path: Path) -> None:
+    models.promote(tmp_path, "colours", models.red_or_not(), models.COLOURS, ["warm", "cold"])
+    server = lane(make_live(tmp_path, "colours"))
+    paths = ask(server, "GET", "/openapi.json").json()["paths"]
+    shown = paths["/predict"]["post"]["requestBody"]["content"]["application/json"]["examples"]
+    assert shown["numbers"]["value"] == ["red", 4.5]
+    assert shown["named features"]["value"] == {"colour": "red", "size": 4.5}
+    for form in shown.values():
+        assert "warm" in ask(server, "POST", "/predict", form["value"]).text
+    infer = paths["/v2/models/{name}/infer"]["post"]["requestBody"]["content"]["application/json"]["examples"]
+    assert ask(server, "POST", "/v2/models/colours/infer", infer["one row"]["value"]).status_code == 200
+
+
+def test_numbers_that_overflow_in_the_model_have_no_answer(iris: Lane) -> None:
+    body = [[6.1, 3.2, 3.4028234663852886e38, 1.3]]  # found by schemathesis: a probability was null
+    tensor = {"name": "input", "datatype": "FP32", "shape": [1, 4], "data": body}
+    for path, sent in (("/predict", body), ("/v2/models/iris/infer", {"inputs": [tensor]})):
+        response = ask(iris, "POST", path, sent)
+        assert (response.status_code, response.json()["error"][:23]) == (422, "the model has no answer")
