@@ -175,14 +175,14 @@ def reasons(home: Any, experiment: str) -> dict[str, str]:
     return {event.trial.partition("/")[2]: event.reason for event in decided}
 
 
-def kept(root: Path, model: str, experiment: str = "", gate: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The current model's manifest and place, and each trial's epochs; with a `gate`, killed trials' models first."""
+def kept(root: Path, model: str, experiment: str = "", adopt: bool = False) -> dict[str, Any]:
+    """The current model's manifest and place, and each trial's epochs; with `adopt`, killed trials' models first."""
     import msgspec
     from modelkit import store
 
     home = store.Store(root, model)
-    if gate:
-        home.adopt(store.Gate(**gate))
+    if adopt:
+        home.adopt()
     current = home.current()
     trials = (root / model / "trials").glob(f"{experiment}/*/metrics.jsonl") if experiment else []
     return {

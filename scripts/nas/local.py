@@ -5,10 +5,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Literal
 
 from modelkit import artifact, files
-from modelkit.store import Gate, Store, StoreError, explain
+from modelkit.store import Store, StoreError, explain
 from rich.console import Console
 
 from nas import bridge, chart, data, fetch
@@ -46,7 +45,6 @@ def run(
         if store.has_seen(digest):
             print(f"nothing to do: the data is what an earlier search learned from (digest {digest[:12]})", flush=True)
             return 0
-    gate = gate_of(experiment)
     view = View(Console(highlight=False))
     search = view.search = Search(experiment, places, view)
     if resume:
@@ -54,7 +52,7 @@ def run(
     with view:
         search.run(_current_parameters(store, experiment))
     try:
-        store.adopt(gate)
+        store.adopt()
         if search.interrupted:
             view.note(f"interrupted; to go on: .venv/bin/nas run {values} --resume")
             return 128 + search.interrupted
@@ -114,13 +112,6 @@ def _current_parameters(store: Store, experiment: Experiment) -> dict[str, str] 
     except (StoreError, artifact.ArtifactError):
         return None  # an offer will mend or tell it
     return {p.name: given.get(p.name.replace("-", "_"), "") for p in experiment.parameters} if given else None
-
-
-def gate_of(experiment: Experiment) -> Gate:
-    """What the search's trials ask of a model: what a killed one left is judged as it would have been."""
-    given = {name: experiment.argument(name) for name in ("min-improvement", "significance")}
-    policy: Literal["auto", "manual"] = "manual" if experiment.argument("promotion") == "manual" else "auto"
-    return Gate(policy, **{name.replace("-", "_"): float(text) for name, text in given.items() if text})
 
 
 def _shown(path: Path) -> str:

@@ -11,7 +11,7 @@ import yaml
 from modelkit import artifact
 from rich.console import Console
 
-from nas import artifacts, bridge, chart, images, local
+from nas import artifacts, bridge, chart, images
 from nas.cluster import Cluster, image_name, trouble
 from nas.errors import NasError
 from nas.experiment import Manifest
@@ -56,8 +56,7 @@ def watch(cluster: Cluster, root: Path, release: str, name: str = "") -> int:
         view.note(f"the search goes on; to come back to it: nas watch {release} {cluster.options}")
         return 130
     with artifacts.opened(cluster, root, release) as claim:
-        gate = msgspec.to_builtins(local.gate_of(search.experiment))
-        kept = claim.kept(search.experiment.model, experiment=search.experiment.name, gate=gate)
+        kept = claim.kept(search.experiment.model, experiment=search.experiment.name, adopt=True)
     for trial in search.trials:
         trial.reports = kept["epochs"].get(trial.name, trial.reports)
     current = msgspec.convert(kept["manifest"], artifact.Manifest) if kept["manifest"] else None
