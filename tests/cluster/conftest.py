@@ -22,6 +22,14 @@ import images
 INJECTION = "katib.kubeflow.org/metrics-collector-injection=enabled"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--mnist", action="store_true", help="test MNIST with PyTorch too: minutes, and 20 GB of disk")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    return True if collection_path.name == "test_mnist.py" and not config.getoption("--mnist") else None
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """The cluster, for the whole run. The throw-away one ends with this process, however that ends."""
