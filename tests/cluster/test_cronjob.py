@@ -9,13 +9,14 @@ def searches(release: Release) -> list[Object]:
     return release.get("experiments", "--selector=nas/job")
 
 
-def jobs(release: Release) -> list[Object]:
-    """The schedule's Jobs that are over."""
-    return [j for j in release.get("jobs", "--selector=app.kubernetes.io/name=schedule") if holds(j, "Complete")]
+def jobs(release: Release) -> list[str]:
+    """Names of the schedule's Jobs that are over."""
+    found = release.get("jobs", "--selector=app.kubernetes.io/name=schedule")
+    return [job["metadata"]["name"] for job in found if holds(job, "Complete")]
 
 
-def said(release: Release, job: Object) -> str:
-    return release.kubectl("logs", f"job/{job['metadata']['name']}", "--container=schedule")
+def said(release: Release, job: str) -> str:
+    return release.kubectl("logs", f"job/{job}", "--container=schedule")
 
 
 def test_the_schedule_searches_and_looks_first_whether_there_is_anything_new(
@@ -30,18 +31,17 @@ def test_the_schedule_searches_and_looks_first_whether_there_is_anything_new(
         experiment__cronJob__successfulJobsHistoryLimit=1,
     )
     release.wait_for_search()
-    until(lambda: searches(release), "the first scheduled search")
-    until(lambda: jobs(release), "its end")
-    (night,) = [e for e in searches(release) if ended(e)][:1]
+    night = until(lambda: [e for e in searches(release) if ended(e)], "the end of a scheduled search")[0]
     name = night["metadata"]["name"]
     assert name.startswith("iris-nas-20")
     assert name in {event["trial"].split("/")[0] for event in release.history}
-    first = jobs(release)[0]
-    assert "is created" in said(release, first)
-    assert f"{name}: Succeeded" in said(release, first)
+    (owner,) = night["metadata"]["ownerReferences"]
+    release.wait("condition=Complete", f"job/{owner['name']}")
+    assert f"{name} is created" in said(release, owner["name"])
+    assert f"{name}: Succeeded" in said(release, owner["name"])
 
     release.upgrade(experiment__onlyWhenDataChanges=True)
-    until(lambda: jobs(release) and "no search: a model of iris" in said(release, jobs(release)[-1]), "a night off")
+    until(lambda: "no search: a model of iris" in said(release, jobs(release)[-1]), "a night off")
     until(lambda: not searches(release), "the old search to go with its Job")
     assert len(release.store("list").splitlines()) > 1  # its models are still there
 
