@@ -8,6 +8,7 @@ finds it, and Kubernetes removes it with the Job. The right to create and to rea
 import argparse
 import contextlib
 import datetime
+import http.client
 import json
 import os
 import ssl
@@ -20,15 +21,16 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from modelkit.store import Store
+from modelkit.store import Store, StoreError
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 POLL = 5.0  # seconds between two looks at the search
-FAILED, AGAIN = 1, 75  # exit statuses: the search failed or was refused; the API server may answer another time
+FAILED, AGAIN = 1, 75  # exit statuses: the search failed or was refused; another try may go better
+Unanswered = (OSError, http.client.HTTPException, ValueError)  # what an API server or a network that is down gives
 
 
 class Experiments:
-    """The Experiments of this pod's namespace. Every call raises OSError when the API server can't be asked."""
+    """The Experiments of this pod's namespace. A call raises one of Unanswered when the API server can't be asked."""
 
     def __init__(self, account: Path = ACCOUNT) -> None:
         host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"]
@@ -84,7 +86,9 @@ def _choose(api: Experiments, template: str, args: argparse.Namespace) -> str | 
     experiment = next_experiment(template, args.base, datetime.datetime.now(datetime.UTC), job, uid)
     model = experiment["metadata"]["annotations"]["nas/model"]
     if args.data_digest:
-        digest = args.data_digest.read_text().split()[-1]
+        digest = args.data_digest.read_text().strip()
+        if not digest:
+            raise ValueError(f"{args.data_digest} is empty: the trainer told no digest of its data")
         if Store(args.root, model).has_seen(digest):
             print(f"no search: a model of {model} has learned from this data ({digest}) already", flush=True)
             return None
@@ -99,23 +103,35 @@ def _choose(api: Experiments, template: str, args: argparse.Namespace) -> str | 
 
 
 def _follow(api: Experiments, name: str) -> int:
+    """Tell how the Experiment goes until it is over; an API server that is away for a while is waited for."""
     told = ""
     while True:
-        experiment = api.get(f"/{name}")
-        status = experiment.get("status", {})
-        best = status.get("currentOptimalTrial", {}).get("observation", {}).get("metrics") or []
-        metric = experiment["spec"]["objective"]["objectiveMetricName"]
-        reached = [f"{m['name']}={m.get('latest') or m.get('max')}" for m in best if m["name"] == metric]
-        line = f"{status.get('trials', 0)} trials, {status.get('trialsRunning', 0)} of them running"
-        line = ", best so far ".join([line, *reached])
+        try:
+            experiment = api.get(f"/{name}")
+        except Unanswered as error:
+            if _final(error):
+                raise
+            line = f"the API server can't be asked ({error}): trying again"
+        else:
+            status = experiment.get("status", {})
+            best = status.get("currentOptimalTrial", {}).get("observation", {}).get("metrics") or []
+            metric = experiment["spec"]["objective"]["objectiveMetricName"]
+            reached = [f"{m['name']}={m.get('latest') or m.get('max')}" for m in best if m["name"] == metric]
+            line = f"{status.get('trials', 0)} trials, {status.get('trialsRunning', 0)} of them running"
+            line = ", best so far ".join([line, *reached])
+            how, why = outcome(experiment)
+            if how:
+                print(f"{line}\n{name}: {how}: {why}", flush=True)
+                return 0 if how == "Succeeded" else FAILED
         if line != told:
             print(line, flush=True)
             told = line
-        how, why = outcome(experiment)
-        if how:
-            print(f"{name}: {how}: {why}", flush=True)
-            return 0 if how == "Succeeded" else FAILED
         time.sleep(POLL)
+
+
+def _final(error: Exception) -> bool:
+    """Whether the API server has answered, and won't change its mind."""
+    return isinstance(error, urllib.error.HTTPError) and 400 <= error.code < 500 and error.code != 429
 
 
 def main(argv: list[str] | None = None, api: Experiments | None = None) -> int:
@@ -135,9 +151,9 @@ def main(argv: list[str] | None = None, api: Experiments | None = None) -> int:
         with contextlib.suppress(ValueError, KeyError):
             told = json.loads(told)["message"]
         print(f"error: the API server answers {error.code}: {told}", file=sys.stderr)
-        return FAILED if 400 <= error.code < 500 and error.code != 429 else AGAIN
-    except OSError as error:
-        print(f"error: the API server can't be asked: {error}", file=sys.stderr)
+        return FAILED if _final(error) else AGAIN
+    except (StoreError, *Unanswered) as error:
+        print(f"error: {error}", file=sys.stderr)
         return AGAIN
 
 

@@ -85,6 +85,7 @@ def test_the_data_are_looked_at_first_only_when_asked() -> None:
         "experiment.trainer.args.data=/model/inbox",
         "experiment.trainer.extraVolumes.inbox.mountPath=/inbox",
         "experiment.trainer.extraVolumes.inbox.source.emptyDir.sizeLimit=1Gi",
+        "experiment.trainer.nodeSelector.disk=ssd",
         "experiment.trainer.resources.limits.gpu\\.vendor/gpu=1",
     )
     (look,) = pod["initContainers"]
@@ -92,7 +93,8 @@ def test_the_data_are_looked_at_first_only_when_asked() -> None:
     assert look["command"][4:6] == ["python3", "/app/train.py"]
     assert "--data=/model/inbox" in look["command"]
     assert look["command"][-1] == "--data-digest"
-    assert set(look["resources"]["limits"]) == {"cpu", "memory"}  # a look takes no GPU
+    assert look["resources"] == {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "2Gi"}}
+    assert pod["nodeSelector"] == {"disk": "ssd"}  # where the trainer's data are
     assert {mount["name"] for mount in look["volumeMounts"]} <= {volume["name"] for volume in pod["volumes"]}
     assert "--data-digest=/tmp/data-digest" in pod["containers"][0]["command"]
 

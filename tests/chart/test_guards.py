@@ -311,6 +311,7 @@ def test_every_guard_has_a_case_here() -> None:
     sentences = re.findall(r'append \$errors (?:\(printf )?"((?:[^"\\]|\\.)*)"', source)
     said = [refusal(*settings, values=values) for values, settings, _ in CASES]
     said += [refusal(release=release) for release in ("a" * 32, "my.nas")]
+    said.append(refusal("experiment.name=mine", f"experiment.schedule={DAILY}", release="a" * 44))
     patterns = [re.sub("%[a-z]", ".*", re.escape(sentence)) for sentence in sentences]
     untested = [p for p in patterns if not any(re.search(p, text) for text in said)]
     assert len(patterns) > 50

@@ -1,5 +1,6 @@
 """The pod of the chart's CronJob: it creates the next Experiment once, follows it, and says why when it doesn't."""
 
+import http.client
 import io
 import json
 import urllib.error
@@ -112,6 +113,57 @@ def test_no_search_begins_while_one_for_the_same_model_runs(
     assert len(api.items) == 2
 
 
+def test_an_api_server_that_is_away_for_a_while_ends_nothing(
+    run: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = Api()
+    create = api.create
+
+    def create_and_go(experiment: Experiment) -> None:
+        create(experiment)
+        api.error = refused(503)
+
+    def come_back(_: float) -> None:
+        api.error = None
+
+    monkeypatch.setattr(api, "create", create_and_go)
+    monkeypatch.setattr(schedule.time, "sleep", come_back)
+    assert run(api) == 0
+    assert "trying again" in capsys.readouterr().out
+
+
+def test_a_search_that_was_removed_ends_the_job(run: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
+    api = Api()
+
+    def create_and_lose(_: Experiment) -> None:
+        api.error = refused(404)
+
+    monkeypatch.setattr(api, "create", create_and_lose)
+    assert run(api) == schedule.FAILED
+
+
+def test_data_that_a_model_learned_from_are_not_searched_again(
+    run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    digest = tmp_path / "digest"
+    digest.write_text("sha256:abc\n")
+    api = Api()
+    assert run(api, f"--data-digest={digest}") == 0
+    assert len(api.items) == 1
+    api.items = []
+    monkeypatch.setattr(schedule.Store, "has_seen", lambda store, seen: (store.model, seen) == ("iris", "sha256:abc"))
+    assert run(api, f"--data-digest={digest}") == 0
+    assert api.items == []
+    assert "no search: a model of iris has learned from this data" in capsys.readouterr().out
+
+
+def test_a_trainer_that_tells_no_digest_is_asked_again(run: Callable[..., int], tmp_path: Path) -> None:
+    (tmp_path / "digest").touch()
+    api = Api()
+    assert run(api, f"--data-digest={tmp_path / 'digest'}") == schedule.AGAIN
+    assert api.items == []
+
+
 def test_a_failed_search_fails_the_job_for_good(run: Callable[..., int]) -> None:
     assert run(Api("Failed")) == schedule.FAILED
 
@@ -127,7 +179,8 @@ def refused(status: int) -> urllib.error.HTTPError:
         (refused(403), schedule.FAILED, "403: the webhook says no"),
         (refused(500), schedule.AGAIN, "500: the webhook says no"),
         (refused(429), schedule.AGAIN, "429: the webhook says no"),
-        (ConnectionRefusedError("nobody is there"), schedule.AGAIN, "can't be asked: nobody is there"),
+        (ConnectionRefusedError("nobody is there"), schedule.AGAIN, "error: nobody is there"),
+        (http.client.IncompleteRead(b"{"), schedule.AGAIN, "error: IncompleteRead"),
     ],
 )
 def test_what_another_try_may_mend_is_told_from_what_it_can_not(
