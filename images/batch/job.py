@@ -113,7 +113,8 @@ class Job:
     def __init__(self, output: Path, plan: Plan, model: artifact.Model) -> None:
         self.output, self.plan, self.model = output, plan, model
         self._wanted = Wanted(model.manifest.input, model.manifest.classes, plan.request.keep)
-        self._sources: dict[str, Source] = {}
+        self._source: Source | None = None
+        self._kept: dict[str, Any] | None = None  # what the first input has of the columns to keep
 
     def over(self, shard: int) -> bool:
         """Whether a shard is done, or the whole job, whose records are gone then."""
@@ -146,12 +147,14 @@ class Job:
         return self.output / WORK / f"{shard:05}.{ending}"
 
     def _open(self, part: Input) -> Source:
-        """An input, opened once: a .gz is then read on from where the shard before ended."""
-        if part.file.path not in self._sources:
-            opened = self._sources[part.file.path] = source(Path(part.file.path), self._wanted)
-            if opened.kept != (first := self._open(self.plan.inputs[0]).kept):
-                raise InputError(f"{opened.path}: {opened.kept} to keep, but {first} in the first input")
-        return self._sources[part.file.path]
+        """An input, open until another one is asked for: a .gz is then read on from where the shard before ended."""
+        if self._source is None or str(self._source.path) != part.file.path:
+            self._source = source(Path(part.file.path), self._wanted)
+            if self._kept is None:
+                self._kept = source(Path(self.plan.inputs[0].file.path), self._wanted).kept
+            if self._source.kept != self._kept:
+                raise InputError(f"{part.file.path}: {self._source.kept} to keep, but {self._kept} in the first input")
+        return self._source
 
     def _chunks(self, shard: int) -> Iterator[Chunk]:
         """The rows of a shard, numbered through all inputs."""
@@ -279,7 +282,7 @@ def _resume(output: Path, request: Request, digest: str | None, load: Load) -> J
 
 
 def summary(output: Path) -> str:
-    """What _SUCCESS and _timing.json say, for a person."""
+    """What _SUCCESS says, for a person."""
     done = msgspec.json.decode((output / SUCCESS).read_bytes())
     timing = done["timing"]
     lines = [f"scored    {done['rows']} rows in {timing['seconds']:.2f} s ({timing['rows_per_second']:.0f} rows/s)"]

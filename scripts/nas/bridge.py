@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import select
 import sys
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from typing import IO, Any
 
 CHUNK = 1 << 20
 WHOLE = -1  # an offset: nothing is missing
-_OURS = (".lock", ".new-")
+_PASSING = re.compile(r"\.lock|\.new-.*|.*\.part|\..+\.[a-z0-9_]{8}")  # names of files that are being written
 Told = Callable[[int, int], object]  # takes the bytes that are there, and those in all
 
 
@@ -56,7 +57,7 @@ def listing(base: Path) -> list[dict[str, Any]]:
     found, inside = [], base.resolve()
     for file in sorted(base.rglob("*")) if base.is_dir() else [base]:
         path = file.relative_to(base)
-        if file.name.endswith(".part") or any(part.startswith(_OURS) for part in path.parts):
+        if any(map(_PASSING.fullmatch, path.parts)):
             continue
         try:
             if base.is_file() or (file.is_file() and file.resolve().is_relative_to(inside)):
@@ -80,7 +81,11 @@ def send(base: Path, source: IO[bytes], target: IO[bytes], told: Told) -> int:
     for file, start in zip(files, starts, strict=True):
         if start == WHOLE:
             continue
-        with (base / file["path"]).open("rb") as data:
+        try:
+            data = (base / file["path"]).open("rb")
+        except FileNotFoundError as error:
+            raise Cut(f"{file['path']} was removed meanwhile") from error
+        with data:
             data.seek(start)
             while start < file["size"]:
                 part = data.read(min(CHUNK, file["size"] - start))

@@ -242,8 +242,32 @@ def test_a_full_claim_is_told_once_and_nothing_more_is_sent(
     assert held(kubectl.claim) == {}
 
 
+def test_a_file_that_goes_while_it_is_sent_breaks_off_and_is_not_waited_for(
+    claim: Claim, kubectl: Kubectl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (kubectl.claim / "stays").write_text("text")
+    (kubectl.claim / "goes").write_text("text")
+    source = Path(bridge.__file__).read_text()
+    told = "    say(target, files)\n"
+    gone = source.replace(told, f"{told}    (base / 'goes').unlink(missing_ok=True)\n")
+        "    say(target, files)\n", "    say(target, files)\n    (base / 'goes').unlink(missing_ok=True)\n"
+    )
+    assert gone != source
+    (tmp_path / "bridge.py").write_text(gone)
+    monkeypatch.setattr(bridge, "__file__", str(tmp_path / "bridge.py"))
+    assert claim.copy(".", tmp_path / "here", ignore) == 1
+    assert (tmp_path / "here/stays").read_text() == "text"
+    assert not (tmp_path / "here/goes").exists()
+
+
 def test_locks_and_unfinished_files_stay_where_they_are(claim: Claim, kubectl: Kubectl, tmp_path: Path) -> None:
-    for name in ("iris/.lock", "iris/versions/.new-abc/model.onnx", ".f.0123.part", "iris/CURRENT"):
+    for name in (
+        "iris/.lock",
+        "iris/.model.onnx.x8f3kq_2",
+        "iris/versions/.new-abc/model.onnx",
+        ".f.0123.part",
+        "iris/CURRENT",
+    ):
         (kubectl.claim / name).parent.mkdir(parents=True, exist_ok=True)
         (kubectl.claim / name).touch()
     claim.copy(".", tmp_path / "here", ignore)

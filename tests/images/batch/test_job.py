@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -336,3 +337,17 @@ def test_a_full_disk_is_told_and_a_second_run_goes_on(
     monkeypatch.setattr(os, "fsync", original)
     assert score.main(words) == 0
     assert predicted(place / "out") == DIGITS
+
+
+def test_more_inputs_than_files_may_be_open_are_scored(place: Path, arguments: Arguments) -> None:
+    rows = np.zeros((1, 784), np.uint8)
+    for number in range(60):
+        np.save(place / f"{number:02}.npy", rows)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 30, before[1]))
+    try:
+        assert score.main(arguments("mnist", "--input", place / "[0-9]*.npy", "--shards", "1")) == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert len(predicted(place / "out")) == 60
