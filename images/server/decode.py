@@ -17,9 +17,10 @@ Array = npt.NDArray[Any]
 NPY = b"\x93NUMPY"
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _FLOAT32 = float(np.finfo(np.float32).max)
-_NUMBER = {
+_NUMBER: dict[str, Any] = {
     "float32": Annotated[float, msgspec.Meta(ge=-_FLOAT32, le=_FLOAT32)],
-    "uint8": Annotated[int, msgspec.Meta(ge=0, le=255)],
+    # Also 7.0, which is what numpy's tolist() makes of a 7 in an array of floats.
+    "uint8": Annotated[int, msgspec.Meta(ge=0, le=255)] | Annotated[float, msgspec.Meta(ge=0, le=255, multiple_of=1)],
 }
 
 
@@ -85,7 +86,10 @@ class Reader:
         if self._categories:
             table = [[self._code(j, value) for j, value in enumerate(row)] for row in table]
         if self.takes.dtype == "uint8":
-            rows = np.frombuffer(b"".join(map(bytes, table)), np.uint8)
+            try:
+                rows = np.frombuffer(b"".join(map(bytes, table)), np.uint8)
+            except TypeError:  # floats among them; they are whole
+                rows = np.array(table, np.uint8)
         else:
             rows = np.array(table, np.float32)
         return rows.reshape(-1, *self.takes.shape), single

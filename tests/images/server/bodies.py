@@ -52,12 +52,15 @@ NO_FLOWERS: list[tuple[Any, int, str]] = [
 NO_IMAGES: list[tuple[Any, str]] = [
     ([*pixels(1)[:-1], 256], "Expected `int` <= 255 - at `$[783]`"),
     ([*pixels(1)[:-1], -1], "Expected `int` >= 0 - at `$[783]`"),
-    ([p / 255 * 0.5 for p in pixels(1)], "Expected `int`, got `float` - at `$[0]`"),
+    ([*pixels(1)[:-1], 7.5], "Expected `float` that's a multiple of 1.0 - at `$[783]`"),
+    ([p / 255 * 0.5 for p in pixels(1)], "Expected `float` that's a multiple of 1.0 - at `$[1]`"),
+    ([256.0] * 784, "Expected `float` <= 255.0 - at `$[0]`"),
+    ([-1.0] * 784, "Expected `float` >= 0.0 - at `$[0]`"),
     ([pixels(1), [300] * 784], "Expected `int` <= 255 - at `$[1][0]`"),
-    ([True] * 784, "Expected `int`, got `bool` - at `$[0]`"),
+    ([True] * 784, "Expected `int | float`, got `bool` - at `$[0]`"),
     (pixels(1)[:100], "Expected `array` of length >= 784"),
     (lines(pixels(1))[:27], "a row has 28 values"),
     ([lines(pixels(1))[:27]], "Expected `array` of length >= 28 - at `$[0]`"),
     ({"pixel": 1}, "Object contains unknown field `pixel`"),
-    (b"[" * 100_000, "Expected `int`, got `array` - at `$[0][0][0]`"),
+    (b"[" * 100_000, "Expected `int | float`, got `array` - at `$[0][0][0]`"),
 ]

@@ -56,7 +56,16 @@ def test_a_list_with_one_row_is_answered_with_a_list(iris: Lane) -> None:
     assert ask(iris, "POST", "/predict", [bodies.FLOWER]).json()["predictions"] == [0]
 
 
-@pytest.mark.parametrize("body", [bodies.pixels(7), bodies.lines(bodies.pixels(7))])
+@pytest.mark.parametrize(
+    "body",
+    [
+        bodies.pixels(7),
+        bodies.lines(bodies.pixels(7)),
+        [float(p) for p in bodies.pixels(7)],
+        bodies.lines([float(p) for p in bodies.pixels(7)]),
+        [*bodies.pixels(7)[:-1], 1.0],
+    ],
+)
 def test_an_image_is_784_whole_numbers_or_28_lists(mnist: Lane, body: Any) -> None:
     answer = ask(mnist, "POST", "/predict", body).json()
     assert (answer["prediction"], answer["label"]) == (7, "7")
