@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import operator
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -72,8 +73,13 @@ def create_app(live: Live) -> FastAPI:
 
     @app.get("/model/history", responses=READING)
     async def history(limit: int = Query(50, ge=1, le=1000)) -> Response:
-        """What was promoted, kept, refused, pinned and rolled back, and why: the newest first."""
-        return _json((await asyncio.to_thread(live.store.history))[: -limit - 1 : -1])
+        """What was promoted, kept, refused, pinned and rolled back, and why: the newest first.
+
+        Also the version that this server refused to take up last, "by" the server.
+        """
+        events = msgspec.to_builtins(await asyncio.to_thread(live.store.history))
+        events = sorted([*events, *filter(None, [live.refused])], key=operator.itemgetter("time"))
+        return _json(events[: -limit - 1 : -1])
 
     @app.get("/healthz")
     async def alive() -> dict[str, str]:

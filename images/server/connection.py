@@ -1,6 +1,8 @@
 """A client's connection: HTTP/1.1 as httptools parses it, with limits on what the client may send, hold and delay."""
 
 import asyncio
+import functools
+import time
 from collections import deque
 from http import HTTPStatus
 from typing import Any
@@ -143,7 +145,7 @@ class Connection(asyncio.Protocol):
         if self._transport.is_closing():
             return
         keep = request.keep and not self._lane.draining
-        lines = [STATUS[status], SECURITY, *[b"%b: %b\r\n" % header for header in headers]]
+        lines = [STATUS[status], _date(int(time.time())), SECURITY, *[b"%b: %b\r\n" % header for header in headers]]
         if status != 304 and not (request.method == "HEAD" and any(n == b"content-length" for n, _ in headers)):
             lines.append(b"content-length: %d\r\n" % len(body))
         lines.append(b"\r\n" if keep else b"connection: close\r\n\r\n")
@@ -174,3 +176,9 @@ class Connection(asyncio.Protocol):
         else:
             self._send(Request(self._client), (refusal.status, refusal.headers, refusal.body()))
         self._ending = True
+
+
+@functools.lru_cache(1)  # written once a second
+def _date(second: int) -> bytes:
+    """The header that RFC 9110 (6.6.1) asks of a server with a clock."""
+    return time.strftime("date: %a, %d %b %Y %H:%M:%S GMT\r\n", time.gmtime(second)).encode()

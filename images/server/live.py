@@ -1,6 +1,7 @@
 """The model that answers, and its replacement while requests go on."""
 
 import asyncio
+import datetime
 import logging
 import math
 from collections.abc import Callable
@@ -75,13 +76,15 @@ class Live:
     """Follows the store's CURRENT. A request takes `current()` once, so one version gives its whole answer.
 
     `problem` says why what CURRENT names isn't what answers: nothing is promoted yet, or the version is refused.
-    `ready` says what /readyz waits for: the "model" or the "process".
+    `refused` is that version's event, for the history. `ready` says what /readyz waits for: the "model" or the
+    "process".
     """
 
     def __init__(self, store: Store, counts: Counts, limits: Limits, ready: str = "model") -> None:
         self.store, self.counts, self.limits, self.ready = store, counts, limits, ready
         self.model: Predictor | None = None
         self.problem: str | None = None
+        self.refused: dict[str, str] | None = None
         self._threads = ThreadPoolExecutor(cpus(), "large")
 
     def refresh(self) -> None:
@@ -100,6 +103,9 @@ class Live:
                 self.problem = problem
                 if digest or self.model:  # else nothing is promoted yet
                     self.counts.add("refusals")
+                    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+                    event = {"time": now, "event": "refused", "digest": digest or "", "reason": problem}
+                    self.refused = event | {"by": "server"}
 
     async def follow(self, interval: float) -> None:
         """Refresh every `interval` seconds in a thread, and log each change once. Runs until cancelled."""

@@ -252,6 +252,20 @@ def test_the_history_tells_the_newest_first(tmp_path: Path) -> None:
     assert (response.status_code, response.json()["error"][:6]) == (422, "limit:")
 
 
+def test_the_history_tells_of_a_version_that_this_server_refused(tmp_path: Path) -> None:
+    models.promote(tmp_path, "iris", models.iris_constant(0))
+    answering = make_live(tmp_path)
+    broken = models.promote(tmp_path, "iris", models.iris_constant(1))
+    (tmp_path / "iris" / "versions" / broken / "model.onnx").write_bytes(b"rotten")
+    answering.refresh()
+    good = models.promote(tmp_path, "iris", models.iris_constant(2))
+    answering.refresh()
+    told = ask(lane(answering), "GET", "/model/history").json()
+    assert [(e["event"], e["digest"]) for e in told[:3]] == [("pinned", good), ("refused", broken), ("pinned", broken)]
+    assert told[1]["by"] == "server"
+    assert "is damaged: its sha256" in told[1]["reason"]
+
+
 def test_the_lineage_goes_back_to_the_first_ancestor(tmp_path: Path) -> None:
     digests = [models.promote(tmp_path, "iris", models.iris_constant(index)) for index in range(3)]
     server = lane(make_live(tmp_path))

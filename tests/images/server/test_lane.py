@@ -1,6 +1,8 @@
 """What holds for every request, and that the lane answers as the routes it is ahead of."""
 
 import asyncio
+import datetime
+import email.utils
 import json
 import threading
 from pathlib import Path
@@ -96,12 +98,14 @@ def test_an_answer_never_needs_fastapi(root: Path) -> None:
 
 
 @pytest.mark.parametrize(("method", "path"), [("POST", "/predict"), ("GET", "/healthz"), ("GET", "/nothing")])
-def test_every_answer_has_a_request_id_and_the_security_headers(iris: Lane, method: str, path: str) -> None:
+def test_every_answer_has_a_date_a_request_id_and_the_security_headers(iris: Lane, method: str, path: str) -> None:
     first, second = (ask(iris, method, path, bodies.FLOWER if method == "POST" else None) for _ in range(2))
     assert first.headers["x-request-id"] != second.headers["x-request-id"]
     assert first.headers["x-content-type-options"] == "nosniff"
     assert "default-src 'none'" in first.headers["content-security-policy"]
     assert "unsafe" not in first.headers["content-security-policy"]
+    sent = email.utils.parsedate_to_datetime(first.headers["date"])
+    assert abs(datetime.datetime.now(datetime.UTC) - sent) < datetime.timedelta(seconds=60)
     mine = ask(iris, method, path, None, headers={"X-Request-ID": "from-the-client"})
     assert mine.headers["x-request-id"] == "from-the-client"
     assert ask(iris, method, path, None, headers={"X-Request-ID": "x" * 200}).headers["x-request-id"] != "x" * 200
