@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "images/server"))
 
-import serve
+import command
 from lane import JSON, Lane, Request, Response
 
 
@@ -15,5 +15,5 @@ class Bare(Lane):
 
 
 if __name__ == "__main__":
-    serve.Lane = Bare  # type: ignore[misc]
-    sys.exit(serve.main())
+    command.Lane = Bare  # type: ignore[misc]
+    sys.exit(command.main())

@@ -46,6 +46,7 @@ class Server:
 
     def start(self, cores: set[int]) -> None:
         environment = os.environ | {"MLSERVER_HTTP_PORT": str(self.port), "OMP_NUM_THREADS": "1", "NAS_CPUS": "1"}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an image has its modules compiled
         self.started = time.perf_counter()
         with (HOME / "servers.log").open("ab") as log:
             self.process = subprocess.Popen(

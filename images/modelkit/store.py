@@ -13,12 +13,10 @@ import argparse
 import contextlib
 import datetime
 import errno
-import json
 import re
 import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -362,6 +360,8 @@ class Store:
             return manifest.digest
         _, data = artifact.read(folder, manifest.digest)
         target.parent.mkdir(parents=True, exist_ok=True)
+        import tempfile
+
         scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".new-"))
         try:
             scratch.chmod(0o775)
@@ -480,7 +480,7 @@ def _show(store: Store, args: argparse.Namespace) -> int:
         raise StoreError(store._nothing())
     told = msgspec.to_builtins(store.find(digest).manifest)
     del told["outcomes"]  # bits of validation rows, for comparisons alone
-    print(json.dumps(told, indent=2))
+    print(msgspec.json.format(msgspec.json.encode(told)).decode())
     return 0
 
 
@@ -514,7 +514,7 @@ def _gc(store: Store, args: argparse.Namespace) -> int:
 
 def _history(store: Store, _: argparse.Namespace) -> int:
     for event in store.history():
-        print(json.dumps(msgspec.to_builtins(event)))
+        print(msgspec.json.encode(event).decode())
     return 0
 
 

@@ -7,7 +7,7 @@ FastAPI's own /predict (tests hold the two together) calls the same `Live.answer
 
 import itertools
 import logging
-import secrets
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -55,7 +55,7 @@ class Lane:
         self.connections: set[Connection] = set()
         self.draining = False
         self._routes: Any = None
-        self._busy, self._prefix, self._number = 0, secrets.token_hex(4).encode(), itertools.count(1)
+        self._busy, self._prefix, self._number = 0, os.urandom(4).hex().encode(), itertools.count(1)
 
     async def answer(self, request: Request) -> Response:
         """The whole answer, whatever happens. Doesn't wait for a small body of POST /predict."""
