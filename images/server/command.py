@@ -33,13 +33,27 @@ EXAMPLE = """example:
   http://localhost:8000 is a page to try the model on, http://localhost:8000/docs describes every endpoint
 """
 DRAIN = 25  # seconds for requests in progress after SIGTERM: a pod gets 30
-LIMITS = {
-    "body": "bytes of a request",
-    "rows": "rows of a request",
-    "queue": "requests in progress; more are answered 503",
-    "seconds": "seconds for a request to arrive, and to wait for its turn",
-    "connections": "open connections",
-}
+
+
+def _positive(text: str) -> int:
+    if not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
+
+
+OPTIONS: list[tuple[str, Any, Any, str]] = [
+    ("store", Path, Path("/model"), "the store's folder"),
+    ("host", str, "0.0.0.0", "address to listen on"),
+    ("port", int, 8000, "0 takes a free one"),
+    ("poll", float, 1.0, "seconds between two looks at which version is current"),
+    ("workers", _positive, 1, "processes on the port"),
+    ("api-keys", Path, None, "file of API keys, one a line, read again when it changes; none: all may ask"),
+    ("max-body", _positive, Limits().body, "bytes of a request at most"),
+    ("max-rows", _positive, Limits().rows, "rows of a request at most"),
+    ("max-queue", _positive, Limits().queue, "requests in progress at most; more are answered 503"),
+    ("max-seconds", float, Limits().seconds, "seconds at most for a request to arrive, and to wait for its turn"),
+    ("max-connections", _positive, Limits().connections, "open connections at most"),
+]  # name, type, default, help
 
 
 async def serve(lane: Lane, listener: socket.socket, poll: float, worker: int, parent: int | None) -> None:
@@ -80,39 +94,24 @@ async def serve(lane: Lane, listener: socket.socket, poll: float, worker: int, p
         task.cancel()
 
 
-def _routes(live: Live) -> Any:
-    from app import create_app  # FastAPI takes longer to import than all else
-
-    return create_app(live)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Serve until SIGTERM or Ctrl-C. Returns the exit status: 1 when it can't start, or a worker died."""
     style = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLE, formatter_class=style)
-    parser.add_argument("--store", type=Path, default=Path("/model"), help="the store's folder (default: %(default)s)")
     parser.add_argument("--model", required=True, help="the model's name in the store, for example iris")
-    parser.add_argument("--host", default="0.0.0.0", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=8000, help="default: %(default)s; 0 takes a free one")
+    for name, kind, default, text in OPTIONS:
+        shown = "" if default is None else " (default: %(default)s)"
+        parser.add_argument(f"--{name}", type=kind, default=default, help=text + shown)
     ready = "when /readyz says 200: with the first model, or at once (default: %(default)s)"
     parser.add_argument("--ready", choices=["model", "process"], default="model", help=ready)
-    poll = "seconds between two looks at which version is current (default: %(default)s)"
-    parser.add_argument("--poll", type=float, default=1.0, metavar="N", help=poll)
-    parser.add_argument("--workers", type=_positive, default=1, help="processes on the port (default: %(default)s)")
-    keys = "file of API keys, one a line, read again when it changes (default: all may ask)"
-    parser.add_argument("--api-keys", type=Path, metavar="FILE", help=keys)
     parser.add_argument("--access-log", action="store_true", help="a line of JSON for each request, on stdout")
-    for name, text in LIMITS.items():
-        kind, default = float if name == "seconds" else _positive, getattr(Limits(), name)
-        option = f"--max-{name}"
-        parser.add_argument(option, type=kind, default=default, metavar="N", help=f"{text} at most (%(default)s)")
     args = parser.parse_args(argv)
     # NumPy warns of .npy headers that Python 2 wrote: what a client sends is no one's concern here.
     warnings.filterwarnings("ignore", "Reading `.npy`")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     family = socket.AF_INET6 if ":" in args.host else socket.AF_INET
     try:
-        limits = Limits(**{name: getattr(args, f"max_{name}") for name in LIMITS})
+        limits = Limits(**{name: getattr(args, f"max_{name}") for name in Limits.__struct_fields__})
         counts, key_file, store = Counts(args.workers), Keys(args.api_keys), Store(args.store, args.model)
         listener = socket.create_server((args.host, args.port), family=family, backlog=2048)
     except StoreError as error:
@@ -124,7 +123,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def run(worker: int, parent: int | None = None) -> None:
         counts.become(worker)
-        lane = Lane(Live(store, counts, limits, args.ready), _routes, key_file, args.access_log)
+        lane = Lane(Live(store, counts, limits, args.ready), key_file, args.access_log)
         uvloop.run(serve(lane, listener, args.poll, worker, parent))
 
     if args.workers > 1:
@@ -146,12 +145,6 @@ def _fork(count: int, run: Callable[[int, int], None]) -> int:
     dead = next(worker for worker in workers if worker.sentinel in ended)
     dead.join()
     return _fail(f"a worker ended with status {dead.exitcode}: the others end too, to be started anew together")
-
-
-def _positive(text: str) -> int:
-    if not (text.isdecimal() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
-    return int(text)
 
 
 def _fail(message: str) -> int:

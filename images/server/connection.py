@@ -71,10 +71,10 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         self._head, self._size, self._parts = -1, 0, []
-        headers = dict(self._request.headers)
-        if int(headers.get(b"content-length", 0)) > self._limits.body:  # llhttp has made sure that it is a number
+        header = self._request.header = dict(self._request.headers)
+        if int(header.get(b"content-length", 0)) > self._limits.body:  # llhttp has made sure that it is a number
             self._too_large()
-        elif headers.get(b"expect", b"").lower() == b"100-continue" and not self._task:
+        elif header.get(b"expect", b"").lower() == b"100-continue" and not self._task:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, part: bytes) -> None:

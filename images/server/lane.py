@@ -10,7 +10,6 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -32,13 +31,17 @@ SECURITY = (
 
 
 class Request:
-    """A whole request. `keep`: whether its connection stays; `for_lane`: whether the lane answers it."""
+    """A whole request. `keep`: whether its connection stays; `for_lane`: whether the lane answers it.
 
-    __slots__ = ("body", "client", "for_lane", "headers", "keep", "method", "target")
+    `headers` are as they came, their names in small letters; `header` the last of each name.
+    """
+
+    __slots__ = ("body", "client", "for_lane", "header", "headers", "keep", "method", "target")
 
     def __init__(self, client: str | None) -> None:
         self.client, self.method, self.target, self.body, self.keep = client, "", b"", b"", False
         self.headers: list[tuple[bytes, bytes]] = []
+        self.header: dict[bytes, bytes] = {}
         self.for_lane = False
 
     @property
@@ -48,10 +51,10 @@ class Request:
 
 
 class Lane:
-    """Answers POST /predict itself; hands every other request to the ASGI application that `routes` makes."""
+    """Answers POST /predict itself; hands every other request to FastAPI."""
 
-    def __init__(self, live: Live, routes: Callable[[Live], Any], keys: Keys, access_log: bool = False) -> None:
-        self.live, self.keys, self._make, self._access_log = live, keys, routes, access_log
+    def __init__(self, live: Live, keys: Keys, access_log: bool = False) -> None:
+        self.live, self.keys, self._access_log = live, keys, access_log
         self.connections: set[Connection] = set()
         self.draining = False
         self._routes: Any = None
@@ -61,28 +64,27 @@ class Lane:
         """The whole answer, whatever happens. Doesn't wait for a small body of POST /predict."""
         started, counts = time.perf_counter(), self.live.counts
         path = "/predict" if request.for_lane else request.path
-        route, ident, encoding = path, b"", b"identity"
-        for name, value in request.headers:
-            if name == b"x-request-id" and len(value) <= 128:
-                ident = value
-            elif name == b"content-encoding":
-                encoding = value
-        ident = ident or b"%s-%x" % (self._prefix, next(self._number))
+        route, ident = path, request.header.get(b"x-request-id", b"")
+        if not 0 < len(ident) <= 128:
+            ident = b"%s-%x" % (self._prefix, next(self._number))
         self._busy += 1
         try:
-            if not self.keys.allow(path, request.headers):
+            if not self.keys.allow(path, request.header):
                 counts.add("key")
                 sentence = "this needs an API key: Authorization: Bearer KEY, or X-API-Key: KEY"
                 raise Refusal(401, sentence, [(b"www-authenticate", b"Bearer")])
             if self._busy > self.live.limits.queue and path not in OPEN:
                 counts.add("busy")
                 raise Refusal(503, f"{self._busy} requests are waiting: try again", [(b"retry-after", b"1")])
-            if encoding != b"identity":
+            if request.header.get(b"content-encoding", b"identity") != b"identity":
                 raise Refusal(415, "compressed bodies aren't taken: send it as it is, without Content-Encoding")
             if request.for_lane:
                 status, headers, body = 200, [JSON], await self.live.answer(request.body)
             else:
-                self._routes = self._routes or self._make(self.live)
+                if not self._routes:
+                    from app import create_app
+
+                    self._routes = create_app(self.live)
                 (status, headers, body), route = await _asgi(self._routes, request)
         except Refusal as refusal:
             status, headers, body = refusal.status, refusal.headers, refusal.body()

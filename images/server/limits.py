@@ -3,14 +3,13 @@
 import hashlib
 import hmac
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 from modelkit.store import StoreError
 
 log = logging.getLogger("nas.server")
-Headers = Iterable[tuple[bytes, bytes]]
 
 # Asked by probes, Prometheus and browsers, which have no key; none of it tells what the model answers.
 OPEN = {"/", "/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/v2/health/live", "/v2/health/ready"}
@@ -70,16 +69,12 @@ class Keys:
             raise StoreError(f"API keys: {self._path}: {len(short)} shorter than 16 characters")
         self._digests = [hashlib.sha256(line).digest() for line in lines if line] or self._digests
 
-    def allow(self, path: str, headers: Headers) -> bool:
+    def allow(self, path: str, header: Mapping[bytes, bytes]) -> bool:
         """Whether a request may be answered: `Authorization: Bearer KEY` or `X-API-Key: KEY`."""
         if not self._digests or path in OPEN or path.startswith(OPEN_FOLDER):
             return True
-        given = b""
-        for name, value in headers:
-            if name == b"x-api-key":
-                given = value
-            elif name == b"authorization" and value[:7].lower() == b"bearer ":
-                given = value[7:].strip()
+        scheme, _, bearer = header.get(b"authorization", b"").partition(b" ")
+        given = header.get(b"x-api-key") or (bearer.strip() if scheme.lower() == b"bearer" else b"")
         digest = hashlib.sha256(given).digest()
         # All are compared, each in constant time: how long it takes tells nothing about a key.
         return sum(hmac.compare_digest(digest, known) for known in self._digests) > 0

@@ -94,14 +94,13 @@ class Exposition:
         for reason in REJECTS:
             rejects.add_metric([reason], totals[_SLOT[reason]])
         yield rejects
-        info = GaugeMetricFamily("nas_model_info", "The version that answers.", labels=["model", "digest", "trial"])
-        accuracy = GaugeMetricFamily("nas_model_accuracy", "Its accuracy on the validation rows of its search.")
-        created = GaugeMetricFamily("nas_model_created_timestamp_seconds", "When its trial made it.")
         if predictor := self._live.model:
             manifest = predictor.manifest
+            info = GaugeMetricFamily("nas_model_info", "The version that answers.", labels=["model", "digest", "trial"])
             info.add_metric([manifest.model, manifest.digest, manifest.trial], 1)
-            accuracy.add_metric([], manifest.metrics.validation.accuracy)
-            created.add_metric([], datetime.datetime.fromisoformat(manifest.created).timestamp())
-        yield info
-        yield accuracy
-        yield created
+            yield info
+            accuracy, made = manifest.metrics.validation.accuracy, datetime.datetime.fromisoformat(manifest.created)
+            text = "Its accuracy on the validation rows of its search."
+            yield GaugeMetricFamily("nas_model_accuracy", text, value=accuracy)
+            text = "When its trial made it."
+            yield GaugeMetricFamily("nas_model_created_timestamp_seconds", text, value=made.timestamp())

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from app import create_app
 from connection import Connection
 from lane import Lane
 from limits import Keys, Limits
@@ -25,7 +24,7 @@ def live(root: Path, name: str = "iris", ready: str = "model", limits: Limits | 
 
 
 def lane(answering: Live, keys: Path | None = None, access_log: bool = False) -> Lane:
-    return Lane(answering, create_app, Keys(keys), access_log)
+    return Lane(answering, Keys(keys), access_log)
 
 
 @contextlib.asynccontextmanager
