@@ -127,12 +127,12 @@ def main(argv: list[str] | None = None) -> int:
         uvloop.run(serve(lane, listener, args.poll, worker, parent))
 
     if args.workers > 1:
-        return _fork(args.workers, run)
+        return _fork(args.workers, run, listener)
     run(0)
     return 0
 
 
-def _fork(count: int, run: Callable[[int, int], None]) -> int:
+def _fork(count: int, run: Callable[[int, int], None], listener: socket.socket) -> int:
     """Run `run(worker, this process)` in `count` processes until a signal. One that dies ends all, for a new start."""
     import multiprocessing.connection
 
@@ -141,6 +141,15 @@ def _fork(count: int, run: Callable[[int, int], None]) -> int:
     workers = [fork.Process(target=run, args=(number, os.getpid()), daemon=True) for number in range(count)]
     for worker in workers:
         worker.start()
+    listener.close()  # theirs now: it closes with the last of them
+
+    def leave(*_: object) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)  # a second one changes nothing
+        sys.exit(0)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, leave)
     ended = multiprocessing.connection.wait([worker.sentinel for worker in workers])
     dead = next(worker for worker in workers if worker.sentinel in ended)
     dead.join()

@@ -103,8 +103,9 @@ class Live:
                 self.problem = problem
                 if digest or self.model:  # else nothing is promoted yet
                     self.counts.add("refusals")
+                if digest:
                     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-                    event = {"time": now, "event": "refused", "digest": digest or "", "reason": problem}
+                    event = {"time": now, "event": "refused", "digest": digest, "reason": problem}
                     self.refused = event | {"by": "server"}
 
     async def follow(self, interval: float) -> None:

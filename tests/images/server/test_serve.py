@@ -37,9 +37,10 @@ def test_it_waits_for_the_first_model_and_takes_each_new_one(tmp_path: Path) -> 
             assert httpx.post(f"{url}/predict", json=FLOWER).json()["prediction"] == index
 
 
-def test_a_request_in_progress_is_answered_after_sigterm(tmp_path: Path) -> None:
+@pytest.mark.parametrize("words", [[], ["--workers", "2"]])
+def test_a_request_in_progress_is_answered_after_two_signals(tmp_path: Path, words: list[str]) -> None:
     models.promote(tmp_path, "iris", models.iris_rule())
-    with server(tmp_path) as (process, _, url):
+    with server(tmp_path, *words) as (process, _, url):
         with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=10) as client:
             client.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 17\r\n\r\n")
             assert client.recv(100).startswith(b"HTTP/1.1 100")  # the request has reached the application
@@ -47,6 +48,7 @@ def test_a_request_in_progress_is_answered_after_sigterm(tmp_path: Path) -> None
             with contextlib.suppress(ConnectionError):  # it has heard the signal when it accepts no one else
                 while True:
                     socket.create_connection(client.getpeername(), timeout=10).close()
+            process.send_signal(signal.SIGINT)
             client.sendall(b"[5.1,3.5,1.4,0.2]")
             assert client.recv(10_000).startswith(b"HTTP/1.1 200")
         assert process.wait(timeout=20) == 0
