@@ -112,14 +112,14 @@ class Search(Progress):
                     task.result()
         finally:
             for process in list(self._running):  # only when something here broke
-                _order(process, "kill")
+                _stop(process, 0)
                 await process.wait()
 
     def _interrupt(self, number: int) -> None:
-        order = "kill" if self.interrupted else f"stop {INTERRUPT_GRACE}"
+        grace = 0 if self.interrupted else INTERRUPT_GRACE
         self.interrupted = number
         for process in self._running:
-            _order(process, order)
+            _stop(process, grace)
 
     def _next(self) -> Trial | None:
         if self._waiting:
@@ -168,7 +168,7 @@ class Search(Progress):
         )
         self._running.append(process)
         if self.interrupted:
-            _order(process, f"stop {INTERRUPT_GRACE}")
+            _stop(process, INTERRUPT_GRACE)
         loop, deadline = asyncio.get_running_loop(), self.experiment.deadline
         late = loop.call_later(deadline, self._late, trial, process) if deadline else None
         assert process.stdout is not None
@@ -188,7 +188,7 @@ class Search(Progress):
         if trial.state == "Running":
             trial.state = "Failed"
             trial.message = f"it took longer than activeDeadlineSeconds ({self.experiment.deadline} s)"
-        _order(process, "kill")
+        _stop(process, 0)
 
     def _heard(self, trial: Trial, process: asyncio.subprocess.Process, line: str) -> None:
         if trial.state != "Running":
@@ -197,7 +197,7 @@ class Search(Progress):
             return
         if self.experiment.stops(trial.rule, trial.observation):
             trial.state, trial.message = "EarlyStopped", "below the median of the trials that succeeded"
-            _order(process, f"stop {STOP_GRACE}")
+            _stop(process, STOP_GRACE)
         self._watcher.reported(trial)
 
     def _verdict(self, trial: Trial, status: int, log: Path) -> tuple[State, str]:
@@ -265,10 +265,10 @@ class Search(Progress):
         _write(self.folder / "experiment.yaml", {**self.experiment.manifest, "status": status})
 
 
-def _order(process: asyncio.subprocess.Process, words: str) -> None:
-    """Tell a trial's supervisor; one that is gone hears nothing."""
+def _stop(process: asyncio.subprocess.Process, grace: float) -> None:
+    """Have a trial's supervisor end it within `grace` seconds; one that is gone hears nothing."""
     assert process.stdin is not None
-    process.stdin.write(f"{words}\n".encode())
+    process.stdin.write(f"{grace}\n".encode())
 
 
 def image_folder(experiment: Experiment, places: Places) -> Path:
