@@ -93,7 +93,9 @@ def repeat(root: Path, home: Path, values: str, seconds: int, settings: list[str
 
 def data_digest(experiment: Experiment, places: Places) -> str:
     """The digest of the data that a trial would learn from, as its trainer tells it. Raises NasError."""
-    point = {p.name: p.minimum or p.values[0] for p in experiment.parameters}
+    point = {
+        name: str(space["min"] if "min" in space else space["list"][0]) for name, space in experiment.space.items()
+    }
     line, environment = command_line(experiment, Trial("data-digest", point, None), places)
     folder = image_folder(experiment, places)
     command = ["sh", "-c", f"{line} --data-digest"]
@@ -111,7 +113,7 @@ def _current_parameters(store: Store, experiment: Experiment) -> dict[str, str] 
         given = store.load().manifest.parameters if store.current() else {}
     except (StoreError, artifact.ArtifactError):
         return None  # an offer will mend or tell it
-    return {p.name: given.get(p.name.replace("-", "_"), "") for p in experiment.parameters} if given else None
+    return {name: given.get(name.replace("-", "_"), "") for name in experiment.space} if given else None
 
 
 def _shown(path: Path) -> str:

@@ -154,10 +154,8 @@ class View:
         experiment = self.search.experiment
         table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
         table.add_column("trial", no_wrap=True)
-        for parameter in experiment.parameters:
-            table.add_column(parameter.name, justify="right", no_wrap=True)
-        table.add_column("epochs", justify="right", no_wrap=True)
-        table.add_column(experiment.metric, justify="right", no_wrap=True)
+        for name in (*experiment.space, "epochs", experiment.metric):
+            table.add_column(name, justify="right", no_wrap=True)
         table.add_column("state", no_wrap=True, overflow="ellipsis", ratio=1)  # what the others leave
         best = self.search.best
         for trial in trials:
@@ -166,7 +164,7 @@ class View:
             state = Text(trial.state + (" *best*" if trial is best else ""), colour)
             if trial.failed or (trial.state == "Running" and trial.message):
                 state.append(f" {trial.message}")
-            cells = [number(trial.assignments[p.name]) for p in experiment.parameters]
+            cells = [number(trial.assignments[name]) for name in experiment.space]
             shown = "" if value is None else f"{value:.4f}"
             style = "bold" if trial is best else ""
             table.add_row(trial.short, *cells, self._epoch(trial), shown, state, style=style)
