@@ -28,7 +28,7 @@ def run(
     130 or 143 when a signal interrupted it, 1 when it failed. Raises NasError, OSError.
     """
     places = Places(root, home)
-    path = values_file(root, values)
+    path = chart.values_file(root, values)
     if resume and settings:
         raise NasError("an interrupted run goes on as it began: leave --set out, or leave --resume out for a new run")
     manifest = _interrupted(places, path) if resume else _new(places, path, number, settings, name)
@@ -72,13 +72,15 @@ def repeat(root: Path, home: Path, values: str, seconds: int, settings: list[str
     Each is an Experiment of its own, named by its time. One that fails is told, and the next begins in its time.
     Raises NasError when the first can't even be rendered.
     """
-    path = values_file(root, values)
-    chart.render(root, home, release_name(path), [path], settings)
+    path = chart.values_file(root, values)
+    chart.render(root, home, chart.release_name(path), [path], settings)
     begin = time.time()
     while True:
         stamp = time.strftime("%Y%m%d-%H%M", time.gmtime())
         try:
-            status = run(root, home, values, None, False, settings, f"{release_name(path)[:26].rstrip('-')}-{stamp}")
+            status = run(
+                root, home, values, None, False, settings, f"{chart.release_name(path)[:26].rstrip('-')}-{stamp}"
+            )
         except (NasError, StoreError, files.LockError, OSError) as error:
             status = 1
             print(f"error: {error}", file=sys.stderr, flush=True)
@@ -133,23 +135,9 @@ def _data(experiment: Experiment, image: Path, places: Places) -> None:
             raise NasError(f"the trainer's data is to be at {path}, where nothing is; docs/trainers.md tells how")
 
 
-def values_file(root: Path, name: str) -> Path:
-    """A values file by its path, or by its name in values/."""
-    path = Path(name)
-    return path if path.suffix or path.exists() else root / "values" / f"{name}.yaml"
-
-
-def release_name(path: Path) -> str:
-    """The release a values file makes unless told otherwise: by its name, and its folder below values/."""
-    *folders, name = path.with_suffix("").parts
-    below = folders[folders.index("values") + 1 :] if "values" in folders else []
-    name = re.sub("[^a-z0-9]+", "-", "-".join([*below, name]).lower()).strip("-")
-    return f"{name[:27]}-nas"  # 31 characters: Katib allows 40, with the hash
-
-
 def _new(places: Places, path: Path, number: int | None, settings: list[str], name: str) -> Manifest:
     """The Experiment with a run number no earlier run had, so that its seed and, unless given, its name are new."""
-    release, runs = release_name(path), places.home / "runs"
+    release, runs = chart.release_name(path), places.home / "runs"
     chosen = number or len(list(runs.glob(f"{release}-*"))) + 1
     named = [f"experiment.name={name}"] if name else []
     while True:
@@ -167,7 +155,7 @@ def _new(places: Places, path: Path, number: int | None, settings: list[str], na
 def _interrupted(places: Places, path: Path) -> Manifest:
     """The latest run of these values that didn't reach its end."""
     for folder, manifest in recorded(places):
-        if folder.name.startswith(f"{release_name(path)}-"):
+        if folder.name.startswith(f"{chart.release_name(path)}-"):
             if manifest.get("status", {}).get("conditions", [{}])[-1].get("type") != "Running":
                 break
             if manifest["metadata"].get("annotations", {}).get(VALUES) != bridge.digest(path):
