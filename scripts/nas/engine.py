@@ -206,19 +206,19 @@ class Search(Progress):
         if status != 0:
             how = f"killed by signal {status - 128}" if status > 128 else f"exit status {status}"
             return "Failed", f"{how}: {said}"
-        if self.experiment.value(trial.observation) is None:
+        if self.value(trial) is None:
             return "MetricsUnavailable", f"it printed no number for {self.experiment.metric}: {said}"
         return "Succeeded", ""
 
     def _told(self, trial: Trial) -> float | None:
-        return None if trial.failed else self.experiment.value(trial.observation)
+        return None if trial.failed else self.value(trial)
 
     def _judge(self) -> None:
         """Katib's order: the goal, then too many failures, then enough trials."""
         failed, done = sum(t.failed for t in self.trials), sum(t.state != "Running" for t in self.trials)
         if self.state != "Running":
             return
-        if self.best and self.experiment.reached(self.experiment.value(self.best.observation)):
+        if self.best and self.experiment.reached(self.value(self.best)):
             self.state, self.reason = "Succeeded", "the goal is reached"
         elif failed >= max(1, self.experiment.max_failed):
             self.state, self.reason = "Failed", f"{failed} trials failed, which is the limit"

@@ -58,7 +58,7 @@ class View:
             self._say(trial, f"epoch {self._epoch(trial)}: {self.search.experiment.metric} {values[-1]:.4f}")
 
     def ended(self, trial: Trial) -> None:
-        value = self.search.experiment.value(trial.observation)
+        value = self.search.value(trial)
         if trial.failed or value is None:
             self._say(trial, f"{trial.state}: {trial.message}")
             return
@@ -82,7 +82,7 @@ class View:
         search, experiment = self.search, self.search.experiment
         self.console.print(self._table(search.trials))
         if best := search.best:
-            value = experiment.value(best.observation)
+            value = search.value(best)
             self._line("best", f"{best.short}: {experiment.metric} {value:.4f} with {_parameters(best)}")
         spent = sum(trial.epochs(experiment.metric) for trial in search.trials)
         if most := experiment.most_epochs:
@@ -141,7 +141,7 @@ class View:
         rows = max(3, self.console.height - _HEAD_LINES)
         done = sum(trial.ended is not None for trial in trials)
         best = search.best
-        value = search.experiment.value(best.observation) if best else None
+        value = search.value(best) if best else None
         most = search.experiment.max_trials or None
         head = Text(f"{done}/{most or '?'} trials  {_clock(self._elapsed)}")
         head.append(self._remaining().replace(", about", "  about"))
@@ -159,7 +159,7 @@ class View:
         table.add_column("state", no_wrap=True, overflow="ellipsis", ratio=1)  # what the others leave
         best = self.search.best
         for trial in trials:
-            value = experiment.value(trial.observation)
+            value = self.search.value(trial)
             colour = _COLOURS.get(trial.state, "red")
             state = Text(trial.state + (" *best*" if trial is best else ""), colour)
             if trial.failed or (trial.state == "Running" and trial.message):
