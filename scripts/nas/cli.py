@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from modelkit import artifact, files, store
+from modelkit import store
 
 from nas import artifacts, chart, data, fetch, images
 from nas import doctor as doctor_
 from nas import release as release_
 from nas.cluster import NAMESPACE, Cluster, ClusterError, Target, choose
-from nas.errors import NasError
+from nas.errors import TOLD, NasError
 from nas.view import meter
 
 ROOT = Path(__file__).parents[2]
@@ -466,7 +466,7 @@ def main() -> None:
     """Entry point: errors are one line on stderr and exit status 1."""
     try:
         app()
-    except (NasError, store.StoreError, artifact.ArtifactError, files.LockError) as error:
+    except TOLD as error:
         sys.exit(f"error: {error}")
     except OSError as error:
         sys.exit(f"error: {store.explain(error, Path(error.filename or HOME))}")

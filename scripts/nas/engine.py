@@ -11,6 +11,7 @@ import string
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -241,23 +242,21 @@ class Search(Progress):
         status: Manifest = {"startTime": _stamp(trial.started), "conditions": [_condition(trial.state, trial.message)]}
         if trial.ended is not None:
             status["completionTime"] = _stamp(trial.ended)
-            status["observation"] = {"metrics": _metrics(trial.observation)}
+            status["observation"] = _metrics(trial.observation)
         metadata = {"name": trial.name, "labels": {"katib.kubeflow.org/experiment": experiment.name}}
         manifest = {"apiVersion": API_VERSION, "kind": "Trial", "metadata": metadata, "spec": spec, "status": status}
         _write(self.folder / "trials" / f"{trial.name}.yaml", manifest)
 
     def _record(self) -> None:
-        names: dict[str, list[str]] = {}
-        for trial in self.trials + self._waiting:
-            names.setdefault(trial.state, []).append(trial.name)
         status: Manifest = {"startTime": _stamp(self.started), "trials": len(self.trials)}
-        for state, of_state in names.items():
-            status[f"trials{state}" if state != "MetricsUnavailable" else "trialMetricsUnavailable"] = len(of_state)
-            status[f"{state[0].lower()}{state[1:]}TrialList"] = of_state
+        for state, count in Counter(trial.state for trial in self.trials + self._waiting).items():
+            status[f"trials{state}" if state != "MetricsUnavailable" else "trialMetricsUnavailable"] = count
         if best := self.best:
-            observation = {"metrics": _metrics(best.observation)}
-            told = {"parameterAssignments": _pairs(best.assignments), "observation": observation}
-            status["currentOptimalTrial"] = {"bestTrialName": best.name, **told}
+            status["currentOptimalTrial"] = {
+                "bestTrialName": best.name,
+                "parameterAssignments": _pairs(best.assignments),
+                "observation": _metrics(best.observation),
+            }
         reason = INTERRUPTED if self.interrupted and self.state == "Running" else f"Experiment{self.state}"
         status["conditions"] = [{**_condition(self.state, self.reason), "reason": reason}]
         if self.state != "Running":
@@ -299,17 +298,15 @@ def command_line(experiment: Experiment, trial: Trial, places: Places) -> tuple[
     }
     for entry in container.get("env", []):
         if "value" in entry:
-            environment[entry["name"]] = _here(str(entry["value"]), paths, quote=False)
-    return " ".join(_here(word, paths, quote=True) for word in words), environment
+            environment[entry["name"]] = _here(str(entry["value"]), paths)
+    quoted = {path: shlex.quote(local) for path, local in paths.items()}
+    return " ".join(_here(word, quoted) for word in words), environment
 
 
-def _here(word: str, paths: dict[str, str], quote: bool) -> str:
+def _here(word: str, paths: dict[str, str]) -> str:
     """Replace a path of the image, at the start of a word or of a `--name=` value."""
-    for path, local in paths.items():
-        start, value = re.fullmatch(r"(.*?=)?(.*)", word, re.DOTALL).groups()  # type: ignore[union-attr]
-        if value == path or value.startswith(f"{path}/"):
-            return (start or "") + (shlex.quote(local) if quote else local) + value[len(path) :]
-    return word
+    known = "|".join(map(re.escape, paths))
+    return re.sub(rf"(?<![^=])({known})(?=/|$)", lambda match: paths[match[1]], word)
 
 
 def _share(container: Manifest, parallel: int) -> int:
@@ -332,11 +329,12 @@ def _pairs(assignments: dict[str, str]) -> list[Manifest]:
     return [{"name": name, "value": value} for name, value in assignments.items()]
 
 
-def _metrics(observation: Observation) -> list[Manifest]:
-    return [
+def _metrics(observation: Observation) -> Manifest:
+    metrics = [
         {"name": name, "latest": observation.last[name], "min": repr(min(values)), "max": repr(max(values))}
         for name, values in observation.values.items()
     ]
+    return {"metrics": metrics}
 
 
 def _stamp(seconds: float) -> str:

@@ -6,13 +6,13 @@ import sys
 import time
 from pathlib import Path
 
-from modelkit import artifact, files
-from modelkit.store import Store, StoreError, explain
+from modelkit import files
+from modelkit.store import Store
 from rich.console import Console
 
 from nas import bridge, chart, data, fetch
 from nas.engine import Places, Search, command_line, image_folder, recorded
-from nas.errors import NasError
+from nas.errors import TOLD, NasError
 from nas.experiment import Experiment, Manifest
 from nas.progress import Trial
 from nas.view import View, next_commands
@@ -25,7 +25,7 @@ def run(
 ) -> int:
     """Run the search of a values file (a path, or a name in values/) to its end; the exit status.
 
-    130 or 143 when a signal interrupted it, 1 when it failed. Raises NasError, OSError.
+    130 or 143 when a signal interrupted it, 1 when it failed. Raises TOLD, OSError.
     """
     places = Places(root, home)
     path = chart.values_file(root, values)
@@ -39,7 +39,10 @@ def run(
     fetch.ensure(image)
     _data(experiment, image, places)
     store = Store(places.store, experiment.model)
-    _check(store)
+    store.folder.mkdir(parents=True, exist_ok=True)
+    with files.locked(store.folder / ".lock"):  # what can't be written or locked is told before the first trial
+        files.write(store.folder / ".probe", b"")
+        (store.folder / ".probe").unlink()
     if experiment.only_when_data_changes and not resume:
         digest = data_digest(experiment, places)
         if store.has_seen(digest):
@@ -51,16 +54,13 @@ def run(
         search.resume()
     with view:
         search.run(_current_parameters(store, experiment))
-    try:
-        store.adopt()
-        if search.interrupted:
-            view.note(f"interrupted; to go on: .venv/bin/nas run {values} --resume")
-            return 128 + search.interrupted
-        current = store.load().manifest if store.current() else None
-        place = _shown(store.version(current.digest)) if current else ""
-        view.summary(current, place, next_commands(current) if current else [], bridge.reasons(store, experiment.name))
-    except (StoreError, artifact.ArtifactError, files.LockError) as error:
-        raise NasError(str(error)) from error
+    store.adopt()
+    if search.interrupted:
+        view.note(f"interrupted; to go on: .venv/bin/nas run {values} --resume")
+        return 128 + search.interrupted
+    current = store.load().manifest if store.current() else None
+    place = _shown(store.version(current.digest)) if current else ""
+    view.summary(current, place, next_commands(current) if current else [], bridge.reasons(store, experiment.name))
     if search.state == "Failed" or search.best is None:
         raise NasError(f"the search failed: {search.reason}; what each trial printed is in {search.folder / 'logs'}")
     return 0
@@ -81,7 +81,7 @@ def repeat(root: Path, home: Path, values: str, seconds: int, settings: list[str
             status = run(
                 root, home, values, None, False, settings, f"{chart.release_name(path)[:26].rstrip('-')}-{stamp}"
             )
-        except (NasError, StoreError, files.LockError, OSError) as error:
+        except (*TOLD, OSError) as error:
             status = 1
             print(f"error: {error}", file=sys.stderr, flush=True)
         if status > 128:
@@ -113,7 +113,7 @@ def _current_parameters(store: Store, experiment: Experiment) -> dict[str, str] 
     """What the current model was trained with, by the names of the search's parameters; None without a model."""
     try:
         given = store.load().manifest.parameters if store.current() else {}
-    except (StoreError, artifact.ArtifactError):
+    except TOLD:
         return None  # an offer will mend or tell it
     return {name: given.get(name.replace("-", "_"), "") for name in experiment.space} if given else None
 
@@ -162,16 +162,3 @@ def _interrupted(places: Places, path: Path) -> Manifest:
                 print(f"{path} has changed since: this run goes on as it began; without --resume a new one starts")
             return manifest
     raise NasError(f"no interrupted run of {path} in {places.home / 'runs'}: leave --resume out to start one")
-
-
-def _check(store: Store) -> None:
-    """Fail before the first trial when the store can't be written or locked."""
-    try:
-        store.folder.mkdir(parents=True, exist_ok=True)
-        with files.locked(store.folder / ".lock"):
-            files.write(store.folder / ".probe", b"")
-            (store.folder / ".probe").unlink()
-    except (StoreError, files.LockError) as error:
-        raise NasError(str(error)) from error
-    except OSError as error:
-        raise NasError(explain(error, store.folder)) from error
