@@ -82,8 +82,8 @@ class View:
         search, experiment = self.search, self.search.experiment
         self.console.print(self._table(search.trials))
         if best := search.best:
-            value = search.value(best)
-            self._line("best", f"{best.short}: {experiment.metric} {value:.4f} with {_parameters(best)}")
+            value = f"{experiment.metric} {search.value(best):.4f}"
+            self._line("best", f"{best.short}: {value} with {_parameters(best)}")
         spent = sum(trial.epochs(experiment.metric) for trial in search.trials)
         if most := experiment.most_epochs:
             self._line("epochs", f"{spent} of at most {most} ({spent / most:.0%})")
@@ -97,8 +97,7 @@ class View:
         accuracy = f"accuracy {current.metrics.validation.accuracy:.4f}{test}"
         self._line("model", f"{current.model} {current.digest[:12]} {fate} ({accuracy})")
         self._line("", place)
-        for index, command in enumerate(commands):
-            self._line("next" if index == 0 else "", command)
+        self._line("next", f"\n{'':8}".join(commands))
 
     def _line(self, name: str, text: str) -> None:
         self.console.print(Text(f"{name:7}", "bold").append(f" {text}", "not bold"), soft_wrap=True)
@@ -141,12 +140,11 @@ class View:
         rows = max(3, self.console.height - _HEAD_LINES)
         done = sum(trial.ended is not None for trial in trials)
         best = search.best
-        value = search.value(best) if best else None
         most = search.experiment.max_trials or None
         head = Text(f"{done}/{most or '?'} trials  {_clock(self._elapsed)}")
         head.append(self._remaining().replace(", about", "  about"))
-        if best and value is not None:
-            head.append(f"  best {search.experiment.metric} {value:.4f} ({best.short})", "bold")
+        if best:
+            head.append(f"  best {search.experiment.metric} {search.value(best):.4f} ({best.short})", "bold")
         bar = ProgressBar(total=most, completed=done, width=min(60, self.console.width))
         return Group(self._table(trials[-rows:]), bar, head)
 
