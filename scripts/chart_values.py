@@ -52,8 +52,9 @@ def _resolved(node: Any, definitions: Schema) -> Any:
             _allow_null(item)
     if "default" in result and _may_be_empty(result):
         _allow_null(result)
-    if needed := [name for name, inner in branches(result) if not _takes_null(inner)]:
-        result["required"] = needed  # by null, Helm takes the key itself away
+    required = [path[0] for path, inner in walk(result) if len(path) == 1 and not _takes_null(inner)]
+    if required:
+        result["required"] = required  # by null, Helm takes the key itself away
     return result
 
 
@@ -81,41 +82,42 @@ def _allow_null(node: Schema) -> None:
         node["type"] = list(dict.fromkeys([*kinds, "null"]))
 
 
-def branches(schema: Schema) -> Iterator[tuple[str, Schema]]:
-    """The properties that have a default, or properties of their own that do."""
+def walk(schema: Schema, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Schema]]:
+    """The properties, depth first, that have a default, or properties of their own that do: their path and schema."""
     for name, node in schema.get("properties", {}).items():
-        if "default" in node or any(branches(node)):
-            yield name, node
+        inner = list(walk(node, (*path, name))) if "default" not in node else []
+        if inner or "default" in node:
+            yield (*path, name), node
+            yield from inner
 
 
-def values(schema: Schema, depth: int = 0) -> Iterator[str]:
+def values(schema: Schema) -> Iterator[str]:
     """Lines of values.yaml."""
-    indent = "  " * depth
-    for name, node in branches(schema):
-        if not depth:
+    for path, node in walk(schema):
+        indent = "  " * (len(path) - 1)
+        if not indent:
             yield ""
         if description := node.get("description"):
             yield from textwrap.wrap(description, WIDTH, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
+        default = ""
         if "default" in node:
             flow = yaml.safe_dump(node["default"], default_flow_style=True, sort_keys=False, width=10**6)
-            yield f"{indent}{name}: {flow.removesuffix('...' + chr(10)).strip()}"
-        else:
-            yield f"{indent}{name}:"
-            yield from values(node, depth + 1)
+            default = f" {flow.removesuffix('...' + chr(10)).strip()}"
+        yield f"{indent}{path[-1]}:{default}"
 
 
-def reference(schema: Schema, path: str = "") -> Iterator[str]:
-    """Rows of the table in docs/values.md."""
-    for name, node in branches(schema):
-        key = f"{path}{name}"
-        if "default" in node:
+def reference(schema: Schema) -> Iterator[str]:
+    """Lines of docs/values.md: a table for each part."""
+    for path, node in walk(schema):
+        description = node.get("description", "")
+        if len(path) == 1:
+            yield f"\n## {path[0]}\n\n{description}\n\n| key | type | default | |\n| --- | --- | --- | --- |"
+        elif "default" in node:
             default = json.dumps(node["default"], ensure_ascii=False)
-            cells = (f"`{key}`", _type(node), f"`{default}`", node.get("description", ""))
+            cells = (f"`{'.'.join(path)}`", _type(node), f"`{default}`", description)
             yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-        else:
-            if description := node.get("description"):
-                yield f"| `{key}` | | | {description} |"
-            yield from reference(node, f"{key}.")
+        elif description:
+            yield f"| `{'.'.join(path)}` | | | {description} |"
 
 
 def _type(node: Schema) -> str:
@@ -134,17 +136,14 @@ def written(schema: Schema) -> dict[Path, str]:
     head = (
         "# Every value of the chart, and its default. Made from the schema.yaml files by `make values`: edit those.\n"
     )
-    page = [
-        "# Values\n\nEvery key of `charts/nas`, its type, its default and what it does. An unknown key is an error.",
-        "Made from the chart's `schema.yaml` files by `make values`.\n",
-    ]
-    for name, node in schema["properties"].items():
-        page += [f"## {name}\n\n{node['description']}\n", "| key | type | default | |\n| --- | --- | --- | --- |"]
-        page += [*reference(node, f"{name}."), ""]
+    page = (
+        "# Values\n\nEvery key of `charts/nas`, its type, its default and what it does. An unknown key is an error.\n"
+        "Made from the chart's `schema.yaml` files by `make values`.\n"
+    )
     return {
         CHART / "values.yaml": head + "\n".join(values(schema)) + "\n",
         CHART / "values.schema.json": json.dumps(schema, indent=1, ensure_ascii=False) + "\n",
-        ROOT / "docs/values.md": "\n".join(page),
+        ROOT / "docs/values.md": page + "\n".join(reference(schema)) + "\n",
     }
 
 

@@ -139,11 +139,11 @@ class Team:
 
     def search(self, trouble: str) -> tuple[int, str]:
         """One night's `nas run`: its exit status, and what it printed. A night of the kind `killed` is."""
-        call = "import sys; from pathlib import Path; from nas import local; from nas.errors import NasError\n"
+        call = "import sys; from pathlib import Path; from nas import local; from nas.errors import TOLD\n"
         call += (
             "try: sys.exit(local.run(Path.cwd(), Path('.nas').absolute(), 'plane.yaml', None, False, sys.argv[1:]))\n"
         )
-        call += "except NasError as error: sys.exit(f'error: {error}')"
+        call += "except TOLD as error: sys.exit(f'error: {error}')"
         words = [f"experiment.trainer.args.{word}" for word in ("data=/model/rows.npz", f"trouble={trouble}")]
         process = subprocess.Popen(
             [sys.executable, "-c", call, *words],

@@ -45,6 +45,20 @@ def helm(home: Path) -> Path:
     return fetched
 
 
+def values_file(root: Path, name: str) -> Path:
+    """A values file by its path, or by its name in values/."""
+    path = Path(name)
+    return path if path.suffix or path.exists() else root / "values" / f"{name}.yaml"
+
+
+def release_name(path: Path) -> str:
+    """The release a values file makes unless told otherwise: by its name, and its folder below values/."""
+    *folders, name = path.with_suffix("").parts
+    below = folders[folders.index("values") + 1 :] if "values" in folders else []
+    name = re.sub("[^a-z0-9]+", "-", "-".join([*below, name]).lower()).strip("-")
+    return f"{name[:27]}-nas"  # 31 characters: Katib allows 40, with the hash
+
+
 def render(root: Path, home: Path, release: str, values: list[Path], settings: list[str]) -> list[Manifest]:
     """The objects of the chart for values files and `--set` settings. Raises NasError with helm's own reason."""
     if missing := [path for path in values if not path.is_file()]:

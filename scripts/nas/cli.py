@@ -10,34 +10,21 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from modelkit import artifact, files, store
-from typer.core import TyperGroup
+from modelkit import store
 
-from nas import artifacts, chart, data, fetch, images, local
+from nas import artifacts, chart, data, fetch, images
 from nas import doctor as doctor_
 from nas import release as release_
 from nas.cluster import NAMESPACE, Cluster, ClusterError, Target, choose
-from nas.engine import Places
-from nas.errors import NasError
-from nas.report import history, write
+from nas.errors import TOLD, NasError
 from nas.view import meter
 
 ROOT = Path(__file__).parents[2]
 HOME = Path(os.environ.get("NAS_HOME", ROOT / ".nas")).absolute()
-COMMANDS = "run watch serve batch report models data cluster doctor images artifacts helm"  # in the order of use
-
-
-class ByUse(TyperGroup):
-    """Lists its commands in the order of use."""
-
-    def list_commands(self, _: Any) -> list[str]:
-        return sorted(self.commands, key=f"{COMMANDS} {' '.join(self.commands)}".split().index)
-
 
 AUTO = Target.AUTO
 PLAIN: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": None}
 app = typer.Typer(
-    cls=ByUse,
     pretty_exceptions_enable=False,
     add_completion=False,
     help="Search, serve and score models: on this machine or a cluster, from the values files of the Helm chart.",
@@ -52,7 +39,6 @@ def _group(name: str, text: str) -> typer.Typer:
     return group
 
 
-data_app = _group("data", "Fetch what trainers learn from, once.")
 cluster_app = _group("cluster", "Prepare a cluster for searches.")
 images_app = _group("images", "Build the images and bring them to a cluster.")
 artifacts_app = _group("artifacts", "See and copy the files on a release's claim.")
@@ -69,7 +55,6 @@ Values = Annotated[str, typer.Argument(help="A values file, or the name of one i
 Names = Annotated[list[str] | None, typer.Argument(help="Images, by their folders' names in images/.")]
 All = Annotated[bool, typer.Option("--all", help="All images.")]
 Tag = Annotated[str, typer.Option(help="Their tag.")]
-With = Annotated[str, typer.Option("--builder", help="docker, podman or buildah; default: the first that works.")]
 
 
 def _cluster(target: Target, namespace: str) -> Cluster:
@@ -123,6 +108,8 @@ def run(
     chosen, why = choose(target)
     print(f"target: {chosen} ({why})", flush=True)
     if chosen is Target.LOCAL:
+        from nas import local
+
         if every:
             raise typer.Exit(local.repeat(ROOT, HOME, values, interval, settings or []))
         raise typer.Exit(local.run(ROOT, HOME, values, number, resume, settings or []))
@@ -131,10 +118,10 @@ def run(
             "a cluster resumes a search by itself and repeats it by experiment.schedule: leave the option out"
         )
 
-    path = local.values_file(ROOT, values)
+    path = chart.values_file(ROOT, values)
     given = [ROOT / "values" / "microk8s.yaml", path] if chosen is Target.MICROK8S else [path]
     cluster, asked = Cluster(chosen, namespace, HOME), [f"experiment.run={number}"] if number else []
-    name = release or local.release_name(path)
+    name = release or chart.release_name(path)
     raise typer.Exit(release_.run(cluster, ROOT, HOME, name, given, [*(settings or []), *asked], build))
 
 
@@ -248,6 +235,8 @@ def report(
     Example: nas report --model mnist
     """
     fetch.ensure(ROOT / "scripts/nas/report")
+    from nas.engine import Places
+    from nas.report import history, write
 
     cluster, name = _place(target, namespace, release, model)
     here = Places(ROOT, HOME)
@@ -295,15 +284,16 @@ def models(
     raise typer.Exit(store.main(words, prog="nas models", root=HOME / "model"))
 
 
-@data_app.command()
-def mnist(
+@app.command("data")
+def data_(
+    name: Annotated[str, typer.Argument(help="The data set: mnist.")],
     folder: Annotated[Path | None, typer.Option("--from", help="A folder that has the four idx.gz files.")] = None,
 ) -> None:
-    """Fetch MNIST and check it; what is there already stays.
+    """Fetch what a trainer learns from, once, and check it.
 
     Example: nas data mnist --from /media/usb/mnist
     """
-    print(f"mnist is in {data.ensure('mnist', HOME / 'data', folder)}")
+    print(f"{name} is in {data.ensure(name, HOME / 'data', folder)}")
 
 
 @app.command()
@@ -315,8 +305,8 @@ def doctor(values: Values = "iris", target: On = AUTO, namespace: Namespace = NA
     Example: nas doctor --target microk8s
     """
     cluster = Cluster(target, namespace, HOME) if target is Target.MICROK8S else _cluster(target, namespace)
-    path = local.values_file(ROOT, values)
-    wanted = images.wanted(chart.render(ROOT, HOME, local.release_name(path), [path], []))
+    path = chart.values_file(ROOT, values)
+    wanted = images.wanted(chart.render(ROOT, HOME, chart.release_name(path), [path], []))
     wrong = 0
     for finding in doctor_.findings(cluster, ROOT, HOME, wanted):
         wrong += bool(finding.mend)
@@ -324,6 +314,16 @@ def doctor(values: Values = "iris", target: On = AUTO, namespace: Namespace = NA
         if finding.mend:
             print(f"{'':18} -> {finding.mend}", flush=True)
     raise typer.Exit(1 if wrong else 0)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
+def helm(context: typer.Context) -> None:
+    """Call the helm that `nas run` uses.
+
+    Example: nas helm template x charts/nas --values values/iris.yaml
+    """
+    path = chart.helm(HOME)
+    os.execv(path, [str(path), *context.args])
 
 
 @cluster_app.command()
@@ -354,18 +354,15 @@ def images_build(
     settings: Annotated[
         list[str] | None, typer.Option("--build-arg", metavar="KEY=VALUE", help="BASE, INDEX or TORCH_INDEX.")
     ] = None,
-    compressed: Annotated[bool, typer.Option("--compressed", help="Tell the compressed size too: slow.")] = False,
-    builder: With = "",
 ) -> None:
     """Build images, with MNIST's files in those that need them.
 
     Example: nas images build tabular-trainer server
     """
-    tool = images.Builder(builder)
+    tool = images.Builder()
     for name in _named(names, everything):
         built = tool.build(ROOT, name, tag, HOME, settings or [], show=True)
-        packed = f", {tool.packed(built.name) / 1e6:.0f} MB compressed" if compressed else ""
-        print(f"image {built.name} {built.digest[7:19]}: {built.size / 1e6:.0f} MB{packed}", flush=True)
+        print(f"image {built.name} {built.digest[7:19]}: {built.size / 1e6:.0f} MB", flush=True)
 
 
 @images_app.command("import")
@@ -375,7 +372,6 @@ def images_import(
     tag: Tag = "latest",
     into: Annotated[str, typer.Option(help="microk8s, containerd, k3s, kind or minikube; default: seen.")] = "",
     push: Annotated[str, typer.Option(metavar="HOST/PATH", help="Push to a registry instead.")] = "",
-    builder: With = "",
     target: On = AUTO,
 ) -> None:
     """Bring built images into a cluster's nodes, as a stream.
@@ -384,7 +380,7 @@ def images_import(
 
     Example: nas images import --all --target microk8s
     """
-    tool = images.Builder(builder)
+    tool = images.Builder()
     runtime = None
     if not push:
         runtime = images.Runtime(into) if into else images.detect(_cluster(target, NAMESPACE))
@@ -397,7 +393,6 @@ def images_import(
 
 
 def _named(names: list[str] | None, everything: bool) -> list[str]:
-
     if bool(names) == everything:
         raise NasError(f"which images? {', '.join(images.folders(ROOT))}, or --all")
     return names or images.folders(ROOT)
@@ -460,16 +455,6 @@ def put(
     print(f"{count} {'file' if count == 1 else 'files'} in {path} on the claim, checksums compared")
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
-def helm(context: typer.Context) -> None:
-    """Call the helm that `nas run` uses.
-
-    Example: nas helm template x charts/nas --values values/iris.yaml
-    """
-    path = chart.helm(HOME)
-    os.execv(path, [str(path), *context.args])
-
-
 def _become(script: str, *words: str) -> None:
     """Turn this process into one of the images' programs."""
     path = str(ROOT / "images" / script)
@@ -481,7 +466,7 @@ def main() -> None:
     """Entry point: errors are one line on stderr and exit status 1."""
     try:
         app()
-    except (NasError, store.StoreError, artifact.ArtifactError, files.LockError) as error:
+    except TOLD as error:
         sys.exit(f"error: {error}")
     except OSError as error:
         sys.exit(f"error: {store.explain(error, Path(error.filename or HOME))}")

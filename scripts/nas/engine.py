@@ -11,6 +11,7 @@ import string
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,14 +113,14 @@ class Search(Progress):
                     task.result()
         finally:
             for process in list(self._running):  # only when something here broke
-                _order(process, "kill")
+                _stop(process, 0)
                 await process.wait()
 
     def _interrupt(self, number: int) -> None:
-        order = "kill" if self.interrupted else f"stop {INTERRUPT_GRACE}"
+        grace = 0 if self.interrupted else INTERRUPT_GRACE
         self.interrupted = number
         for process in self._running:
-            _order(process, order)
+            _stop(process, grace)
 
     def _next(self) -> Trial | None:
         if self._waiting:
@@ -168,7 +169,7 @@ class Search(Progress):
         )
         self._running.append(process)
         if self.interrupted:
-            _order(process, f"stop {INTERRUPT_GRACE}")
+            _stop(process, INTERRUPT_GRACE)
         loop, deadline = asyncio.get_running_loop(), self.experiment.deadline
         late = loop.call_later(deadline, self._late, trial, process) if deadline else None
         assert process.stdout is not None
@@ -188,7 +189,7 @@ class Search(Progress):
         if trial.state == "Running":
             trial.state = "Failed"
             trial.message = f"it took longer than activeDeadlineSeconds ({self.experiment.deadline} s)"
-        _order(process, "kill")
+        _stop(process, 0)
 
     def _heard(self, trial: Trial, process: asyncio.subprocess.Process, line: str) -> None:
         if trial.state != "Running":
@@ -197,7 +198,7 @@ class Search(Progress):
             return
         if self.experiment.stops(trial.rule, trial.observation):
             trial.state, trial.message = "EarlyStopped", "below the median of the trials that succeeded"
-            _order(process, f"stop {STOP_GRACE}")
+            _stop(process, STOP_GRACE)
         self._watcher.reported(trial)
 
     def _verdict(self, trial: Trial, status: int, log: Path) -> tuple[State, str]:
@@ -206,19 +207,19 @@ class Search(Progress):
         if status != 0:
             how = f"killed by signal {status - 128}" if status > 128 else f"exit status {status}"
             return "Failed", f"{how}: {said}"
-        if self.experiment.value(trial.observation) is None:
+        if self.value(trial) is None:
             return "MetricsUnavailable", f"it printed no number for {self.experiment.metric}: {said}"
         return "Succeeded", ""
 
     def _told(self, trial: Trial) -> float | None:
-        return None if trial.failed else self.experiment.value(trial.observation)
+        return None if trial.failed else self.value(trial)
 
     def _judge(self) -> None:
         """Katib's order: the goal, then too many failures, then enough trials."""
         failed, done = sum(t.failed for t in self.trials), sum(t.state != "Running" for t in self.trials)
         if self.state != "Running":
             return
-        if self.best and self.experiment.reached(self.experiment.value(self.best.observation)):
+        if self.best and self.experiment.reached(self.value(self.best)):
             self.state, self.reason = "Succeeded", "the goal is reached"
         elif failed >= max(1, self.experiment.max_failed):
             self.state, self.reason = "Failed", f"{failed} trials failed, which is the limit"
@@ -241,23 +242,21 @@ class Search(Progress):
         status: Manifest = {"startTime": _stamp(trial.started), "conditions": [_condition(trial.state, trial.message)]}
         if trial.ended is not None:
             status["completionTime"] = _stamp(trial.ended)
-            status["observation"] = {"metrics": _metrics(trial.observation)}
+            status["observation"] = _metrics(trial.observation)
         metadata = {"name": trial.name, "labels": {"katib.kubeflow.org/experiment": experiment.name}}
         manifest = {"apiVersion": API_VERSION, "kind": "Trial", "metadata": metadata, "spec": spec, "status": status}
         _write(self.folder / "trials" / f"{trial.name}.yaml", manifest)
 
     def _record(self) -> None:
-        names: dict[str, list[str]] = {}
-        for trial in self.trials + self._waiting:
-            names.setdefault(trial.state, []).append(trial.name)
         status: Manifest = {"startTime": _stamp(self.started), "trials": len(self.trials)}
-        for state, of_state in names.items():
-            status[f"trials{state}" if state != "MetricsUnavailable" else "trialMetricsUnavailable"] = len(of_state)
-            status[f"{state[0].lower()}{state[1:]}TrialList"] = of_state
+        for state, count in Counter(trial.state for trial in self.trials + self._waiting).items():
+            status[f"trials{state}" if state != "MetricsUnavailable" else "trialMetricsUnavailable"] = count
         if best := self.best:
-            observation = {"metrics": _metrics(best.observation)}
-            told = {"parameterAssignments": _pairs(best.assignments), "observation": observation}
-            status["currentOptimalTrial"] = {"bestTrialName": best.name, **told}
+            status["currentOptimalTrial"] = {
+                "bestTrialName": best.name,
+                "parameterAssignments": _pairs(best.assignments),
+                "observation": _metrics(best.observation),
+            }
         reason = INTERRUPTED if self.interrupted and self.state == "Running" else f"Experiment{self.state}"
         status["conditions"] = [{**_condition(self.state, self.reason), "reason": reason}]
         if self.state != "Running":
@@ -265,10 +264,10 @@ class Search(Progress):
         _write(self.folder / "experiment.yaml", {**self.experiment.manifest, "status": status})
 
 
-def _order(process: asyncio.subprocess.Process, words: str) -> None:
-    """Tell a trial's supervisor; one that is gone hears nothing."""
+def _stop(process: asyncio.subprocess.Process, grace: float) -> None:
+    """Have a trial's supervisor end it within `grace` seconds; one that is gone hears nothing."""
     assert process.stdin is not None
-    process.stdin.write(f"{words}\n".encode())
+    process.stdin.write(f"{grace}\n".encode())
 
 
 def image_folder(experiment: Experiment, places: Places) -> Path:
@@ -299,17 +298,15 @@ def command_line(experiment: Experiment, trial: Trial, places: Places) -> tuple[
     }
     for entry in container.get("env", []):
         if "value" in entry:
-            environment[entry["name"]] = _here(str(entry["value"]), paths, quote=False)
-    return " ".join(_here(word, paths, quote=True) for word in words), environment
+            environment[entry["name"]] = _here(str(entry["value"]), paths)
+    quoted = {path: shlex.quote(local) for path, local in paths.items()}
+    return " ".join(_here(word, quoted) for word in words), environment
 
 
-def _here(word: str, paths: dict[str, str], quote: bool) -> str:
+def _here(word: str, paths: dict[str, str]) -> str:
     """Replace a path of the image, at the start of a word or of a `--name=` value."""
-    for path, local in paths.items():
-        start, value = re.fullmatch(r"(.*?=)?(.*)", word, re.DOTALL).groups()  # type: ignore[union-attr]
-        if value == path or value.startswith(f"{path}/"):
-            return (start or "") + (shlex.quote(local) if quote else local) + value[len(path) :]
-    return word
+    known = "|".join(map(re.escape, paths))
+    return re.sub(rf"(?<![^=])({known})(?=/|$)", lambda match: paths[match[1]], word)
 
 
 def _share(container: Manifest, parallel: int) -> int:
@@ -332,11 +329,12 @@ def _pairs(assignments: dict[str, str]) -> list[Manifest]:
     return [{"name": name, "value": value} for name, value in assignments.items()]
 
 
-def _metrics(observation: Observation) -> list[Manifest]:
-    return [
+def _metrics(observation: Observation) -> Manifest:
+    metrics = [
         {"name": name, "latest": observation.last[name], "min": repr(min(values)), "max": repr(max(values))}
         for name, values in observation.values.items()
     ]
+    return {"metrics": metrics}
 
 
 def _stamp(seconds: float) -> str:

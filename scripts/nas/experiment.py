@@ -14,27 +14,6 @@ Manifest = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Parameter:
-    """One dimension of the search space, as Katib's feasibleSpace has it."""
-
-    name: str
-    type: str
-    minimum: str = ""
-    maximum: str = ""
-    step: str = ""
-    values: tuple[str, ...] = ()
-    distribution: str = "uniform"
-
-    @classmethod
-    def read(cls, manifest: Manifest) -> "Parameter":
-        """From an Experiment's `parameters`."""
-        space = manifest["feasibleSpace"]
-        low, high, step = (str(space.get(key, "")) for key in ("min", "max", "step"))
-        values, distribution = tuple(map(str, space.get("list", []))), space.get("distribution", "uniform")
-        return cls(manifest["name"], manifest["parameterType"], low, high, step, values, distribution)
-
-
-@dataclass(frozen=True)
 class Rule:
     """Between-trial stopping: stop when the best so far at report `start_step` is on the wrong side of `value`."""
 
@@ -95,7 +74,9 @@ class Experiment:
         self.collector: str = collector.get("collector", {}).get("kind", "StdOut")
         formats = collector.get("source", {}).get("filter", {}).get("metricsFormat")
         self.formats = [re.compile(f) for f in formats or [r"([\w|-]+)\s*=\s*([+-]?\d*(\.\d+)?([Ee][+-]?\d+)?)"]]
-        self.parameters = [Parameter.read(p) for p in spec.get("parameters", [])]
+        self.space: dict[str, Manifest] = {  # by the parameter's name
+            p["name"]: {"type": p["parameterType"], **p["feasibleSpace"]} for p in spec.get("parameters", [])
+        }
 
     def _read_job(self, template: Manifest) -> None:
         self._references = {p["name"]: p["reference"] for p in template["trialParameters"]}

@@ -106,7 +106,7 @@ class Follower(Progress):
             with contextlib.suppress(ValueError):  # Katib says "unavailable"
                 seen.values[metric["name"]] = [float(metric[key]) for key in ("min", "max", "latest")]
         value = self.experiment.value(seen)
-        if value is not None and value != self.experiment.value(trial.observation):
+        if value is not None and value != self.value(trial):
             trial.observation, trial.reports = seen, 0
 
     def _on_pod(self, pod: Manifest, view: View) -> None:

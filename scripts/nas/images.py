@@ -7,7 +7,6 @@ import platform
 import re
 import shutil
 import subprocess
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,14 +110,6 @@ class Builder:
         if self.tool == "buildah":
             command = ["buildah", "push", "--quiet", name, f"docker-archive:/dev/stdout:{name}"]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-    def packed(self, name: str) -> int:
-        """An image's bytes as a registry would keep them."""
-        packer, total = zlib.compressobj(6), 0
-        with self.save(name) as process:
-            while part := process.stdout.read(1 << 20) if process.stdout else b"":
-                total += len(packer.compress(part))
-        return total + len(packer.flush())
 
     def push(self, name: str, target: str) -> None:
         """Push an image under another name; what the registry has isn't sent again. Raises NasError."""

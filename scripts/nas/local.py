@@ -6,13 +6,13 @@ import sys
 import time
 from pathlib import Path
 
-from modelkit import artifact, files
-from modelkit.store import Store, StoreError, explain
+from modelkit import files
+from modelkit.store import Store
 from rich.console import Console
 
 from nas import bridge, chart, data, fetch
 from nas.engine import Places, Search, command_line, image_folder, recorded
-from nas.errors import NasError
+from nas.errors import TOLD, NasError
 from nas.experiment import Experiment, Manifest
 from nas.progress import Trial
 from nas.view import View, next_commands
@@ -25,10 +25,10 @@ def run(
 ) -> int:
     """Run the search of a values file (a path, or a name in values/) to its end; the exit status.
 
-    130 or 143 when a signal interrupted it, 1 when it failed. Raises NasError, OSError.
+    130 or 143 when a signal interrupted it, 1 when it failed. Raises TOLD, OSError.
     """
     places = Places(root, home)
-    path = values_file(root, values)
+    path = chart.values_file(root, values)
     if resume and settings:
         raise NasError("an interrupted run goes on as it began: leave --set out, or leave --resume out for a new run")
     manifest = _interrupted(places, path) if resume else _new(places, path, number, settings, name)
@@ -39,7 +39,10 @@ def run(
     fetch.ensure(image)
     _data(experiment, image, places)
     store = Store(places.store, experiment.model)
-    _check(store)
+    store.folder.mkdir(parents=True, exist_ok=True)
+    with files.locked(store.folder / ".lock"):  # what can't be written or locked is told before the first trial
+        files.write(store.folder / ".probe", b"")
+        (store.folder / ".probe").unlink()
     if experiment.only_when_data_changes and not resume:
         digest = data_digest(experiment, places)
         if store.has_seen(digest):
@@ -51,16 +54,13 @@ def run(
         search.resume()
     with view:
         search.run(_current_parameters(store, experiment))
-    try:
-        store.adopt()
-        if search.interrupted:
-            view.note(f"interrupted; to go on: .venv/bin/nas run {values} --resume")
-            return 128 + search.interrupted
-        current = store.load().manifest if store.current() else None
-        place = _shown(store.version(current.digest)) if current else ""
-        view.summary(current, place, next_commands(current) if current else [], bridge.reasons(store, experiment.name))
-    except (StoreError, artifact.ArtifactError, files.LockError) as error:
-        raise NasError(str(error)) from error
+    store.adopt()
+    if search.interrupted:
+        view.note(f"interrupted; to go on: .venv/bin/nas run {values} --resume")
+        return 128 + search.interrupted
+    current = store.load().manifest if store.current() else None
+    place = _shown(store.version(current.digest)) if current else ""
+    view.summary(current, place, next_commands(current) if current else [], bridge.reasons(store, experiment.name))
     if search.state == "Failed" or search.best is None:
         raise NasError(f"the search failed: {search.reason}; what each trial printed is in {search.folder / 'logs'}")
     return 0
@@ -72,14 +72,16 @@ def repeat(root: Path, home: Path, values: str, seconds: int, settings: list[str
     Each is an Experiment of its own, named by its time. One that fails is told, and the next begins in its time.
     Raises NasError when the first can't even be rendered.
     """
-    path = values_file(root, values)
-    chart.render(root, home, release_name(path), [path], settings)
+    path = chart.values_file(root, values)
+    chart.render(root, home, chart.release_name(path), [path], settings)
     begin = time.time()
     while True:
         stamp = time.strftime("%Y%m%d-%H%M", time.gmtime())
         try:
-            status = run(root, home, values, None, False, settings, f"{release_name(path)[:26].rstrip('-')}-{stamp}")
-        except (NasError, StoreError, files.LockError, OSError) as error:
+            status = run(
+                root, home, values, None, False, settings, f"{chart.release_name(path)[:26].rstrip('-')}-{stamp}"
+            )
+        except (*TOLD, OSError) as error:
             status = 1
             print(f"error: {error}", file=sys.stderr, flush=True)
         if status > 128:
@@ -93,7 +95,9 @@ def repeat(root: Path, home: Path, values: str, seconds: int, settings: list[str
 
 def data_digest(experiment: Experiment, places: Places) -> str:
     """The digest of the data that a trial would learn from, as its trainer tells it. Raises NasError."""
-    point = {p.name: p.minimum or p.values[0] for p in experiment.parameters}
+    point = {
+        name: str(space["min"] if "min" in space else space["list"][0]) for name, space in experiment.space.items()
+    }
     line, environment = command_line(experiment, Trial("data-digest", point, None), places)
     folder = image_folder(experiment, places)
     command = ["sh", "-c", f"{line} --data-digest"]
@@ -109,9 +113,9 @@ def _current_parameters(store: Store, experiment: Experiment) -> dict[str, str] 
     """What the current model was trained with, by the names of the search's parameters; None without a model."""
     try:
         given = store.load().manifest.parameters if store.current() else {}
-    except (StoreError, artifact.ArtifactError):
+    except TOLD:
         return None  # an offer will mend or tell it
-    return {p.name: given.get(p.name.replace("-", "_"), "") for p in experiment.parameters} if given else None
+    return {name: given.get(name.replace("-", "_"), "") for name in experiment.space} if given else None
 
 
 def _shown(path: Path) -> str:
@@ -131,23 +135,9 @@ def _data(experiment: Experiment, image: Path, places: Places) -> None:
             raise NasError(f"the trainer's data is to be at {path}, where nothing is; docs/trainers.md tells how")
 
 
-def values_file(root: Path, name: str) -> Path:
-    """A values file by its path, or by its name in values/."""
-    path = Path(name)
-    return path if path.suffix or path.exists() else root / "values" / f"{name}.yaml"
-
-
-def release_name(path: Path) -> str:
-    """The release a values file makes unless told otherwise: by its name, and its folder below values/."""
-    *folders, name = path.with_suffix("").parts
-    below = folders[folders.index("values") + 1 :] if "values" in folders else []
-    name = re.sub("[^a-z0-9]+", "-", "-".join([*below, name]).lower()).strip("-")
-    return f"{name[:27]}-nas"  # 31 characters: Katib allows 40, with the hash
-
-
 def _new(places: Places, path: Path, number: int | None, settings: list[str], name: str) -> Manifest:
     """The Experiment with a run number no earlier run had, so that its seed and, unless given, its name are new."""
-    release, runs = release_name(path), places.home / "runs"
+    release, runs = chart.release_name(path), places.home / "runs"
     chosen = number or len(list(runs.glob(f"{release}-*"))) + 1
     named = [f"experiment.name={name}"] if name else []
     while True:
@@ -165,23 +155,10 @@ def _new(places: Places, path: Path, number: int | None, settings: list[str], na
 def _interrupted(places: Places, path: Path) -> Manifest:
     """The latest run of these values that didn't reach its end."""
     for folder, manifest in recorded(places):
-        if folder.name.startswith(f"{release_name(path)}-"):
+        if folder.name.startswith(f"{chart.release_name(path)}-"):
             if manifest.get("status", {}).get("conditions", [{}])[-1].get("type") != "Running":
                 break
             if manifest["metadata"].get("annotations", {}).get(VALUES) != bridge.digest(path):
                 print(f"{path} has changed since: this run goes on as it began; without --resume a new one starts")
             return manifest
     raise NasError(f"no interrupted run of {path} in {places.home / 'runs'}: leave --resume out to start one")
-
-
-def _check(store: Store) -> None:
-    """Fail before the first trial when the store can't be written or locked."""
-    try:
-        store.folder.mkdir(parents=True, exist_ok=True)
-        with files.locked(store.folder / ".lock"):
-            files.write(store.folder / ".probe", b"")
-            (store.folder / ".probe").unlink()
-    except (StoreError, files.LockError) as error:
-        raise NasError(str(error)) from error
-    except OSError as error:
-        raise NasError(explain(error, store.folder)) from error

@@ -61,16 +61,21 @@ class Progress:
         self.started = time.time()
         self.ended: float | None = None
 
+    def value(self, trial: Trial) -> float | None:
+        """A trial's objective so far."""
+        return self.experiment.value(trial.observation)
+
+    @property
+    def finished(self) -> list[Trial]:
+        """Trials that ended with a value."""
+        ended = [trial for trial in self.trials if trial.state in ("Succeeded", "EarlyStopped")]
+        return [trial for trial in ended if self.value(trial) is not None]
+
     @property
     def best(self) -> Trial | None:
         """The trial with the best objective so far, of those that ended."""
-        best, reached = None, None
-        for trial in self.trials:
-            value = self.experiment.value(trial.observation)
-            ended = trial.state in ("Succeeded", "EarlyStopped")
-            if ended and value is not None and self.experiment.better(value, reached):
-                best, reached = trial, value
-        return best
+        choose = max if self.experiment.maximize else min
+        return choose(self.finished, key=lambda trial: self.value(trial) or 0.0, default=None)
 
 
 def condition(manifest: Manifest, *types: str) -> Manifest | None:

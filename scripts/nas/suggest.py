@@ -1,16 +1,25 @@
 """Which parameters to try next: Katib's algorithms by Optuna's samplers."""
 
+import contextlib
 import itertools
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState
+
 from nas.errors import NasError
-from nas.experiment import Experiment, Parameter
+from nas.experiment import Experiment
 
 ALGORITHMS = ("random", "tpe", "multivariate-tpe", "cmaes", "sobol", "grid", "bayesianoptimization")
 Outcome = tuple[dict[str, str], float | None]
+Space = dict[str, BaseDistribution]
 DRAWS = 100  # for a point that wasn't tried; the last nine tenths at random
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # multivariate TPE, Sobol, Gauss
 
 
 class Suggester:
@@ -22,18 +31,21 @@ class Suggester:
     """
 
     def __init__(self, experiment: Experiment, earlier: list[Outcome], first: dict[str, str] | None = None) -> None:
-        optuna = self._optuna = _library()
-        self._space = {p.name: _distribution(optuna, p) for p in experiment.parameters}
+        self._space = space(experiment)
         self._tried = [assignments for assignments, _ in earlier]  # or being tried
         self._grid: Iterator[dict[str, str]] | None = None
         if experiment.algorithm == "grid":  # Optuna's grid can only be walked by its own loop
             points = itertools.product(*(_points(name, d) for name, d in self._space.items()))
             self._grid = (dict(zip(self._space, map(_text, point), strict=True)) for point in points)
             return
-        self._study, self._sampler = study(experiment, earlier), _sampler(optuna, experiment, len(earlier))
-        self._anywhere = optuna.samplers.RandomSampler(_seed(experiment, len(earlier)))
-        if first and not earlier and all(_fits(d, first.get(name, "")) for name, d in self._space.items()):
-            self._study.enqueue_trial({name: _parse(d, first[name]) for name, d in self._space.items()})
+        given = experiment.settings.get("random_state")
+        # A resumed run draws anew instead of repeating its first draws.
+        seed = (int(given) + len(earlier)) % 2**32 if given is not None else None
+        self._study, self._sampler = study(experiment, earlier), _sampler(experiment, seed)
+        self._anywhere = optuna.samplers.RandomSampler(seed)
+        if first and not earlier:
+            with contextlib.suppress(ValueError):  # it is no point of this space
+                self._study.enqueue_trial(_trial(self._space, first, None).params)
 
     def ask(self) -> tuple[int, dict[str, str]] | None:
         """A number to `tell` the outcome by, and the assignments; None when no new point is left."""
@@ -48,52 +60,39 @@ class Suggester:
             if point not in self._tried:
                 self._tried.append(point)
                 return trial.number, point
-            self._study.tell(trial.number, state=self._optuna.trial.TrialState.FAIL)
+            self.tell(trial.number, None)
         return None
 
     def tell(self, number: int, value: float | None) -> None:
         """The objective value of the trial `ask` gave that number, None when it failed."""
         if not self._grid:
-            state = None if value is not None else self._optuna.trial.TrialState.FAIL
-            self._study.tell(number, value, state=state)
+            self._study.tell(number, value, state=TrialState.FAIL if value is None else None)
 
 
-def _library() -> Any:
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # multivariate TPE, Sobol, Gauss
-    return optuna
-
-
-def study(experiment: Experiment, outcomes: list[Outcome]) -> Any:
+def study(experiment: Experiment, outcomes: list[Outcome]) -> optuna.Study:
     """Trials as Optuna's study: their assignments and objective values (None: failed)."""
-    optuna = _library()
-    space = {p.name: _distribution(optuna, p) for p in experiment.parameters}
     made = optuna.create_study(direction="maximize" if experiment.maximize else "minimize")
-    for assignments, value in outcomes:
-        params = {name: _parse(space[name], text) for name, text in assignments.items()}
-        state = optuna.trial.TrialState.COMPLETE if value is not None else optuna.trial.TrialState.FAIL
-        made.add_trial(optuna.trial.create_trial(params=params, distributions=space, value=value, state=state))
+    made.add_trials([_trial(space(experiment), assignments, value) for assignments, value in outcomes])
     return made
 
 
-def _seed(experiment: Experiment, earlier: int) -> int | None:
-    """Of the algorithm. A resumed run draws anew instead of repeating its first draws."""
-    given = experiment.settings.get("random_state")
-    return (int(given) + earlier) % 2**32 if given is not None else None
+def _trial(among: Space, assignments: dict[str, str], value: float | None) -> FrozenTrial:
+    """Raises ValueError for assignments that are no point of the space."""
+    params = {name: _parse(distribution, assignments[name]) for name, distribution in among.items()}
+    state = TrialState.FAIL if value is None else TrialState.COMPLETE
+    return optuna.trial.create_trial(params=params, distributions=among, value=value, state=state)
 
 
-def _sampler(optuna: Any, experiment: Experiment, earlier: int) -> Any:
+def _sampler(experiment: Experiment, seed: int | None) -> optuna.samplers.BaseSampler:
     samplers, settings = optuna.samplers, experiment.settings
-    seed = _seed(experiment, earlier)
-    startup = {"n_startup_trials": int(settings.get("n_initial_points", settings.get("n_startup_trials", 10)))}
+    startup = int(settings.get("n_initial_points", settings.get("n_startup_trials", 10)))
     match experiment.algorithm:
         case "random":
             return samplers.RandomSampler(seed)
         case "tpe" | "multivariate-tpe" as name:
+            liar = experiment.parallel > 1
             return samplers.TPESampler(
-                seed=seed, multivariate=name != "tpe", constant_liar=experiment.parallel > 1, **startup
+                seed=seed, n_startup_trials=startup, multivariate=name != "tpe", constant_liar=liar
             )
         case "cmaes":
             return samplers.CmaEsSampler(seed=seed)
@@ -107,29 +106,33 @@ def _sampler(optuna: Any, experiment: Experiment, earlier: int) -> Any:
                     "algorithm bayesianoptimization needs torch on this machine: run an MNIST search first, which "
                     "sets it up, or choose tpe"
                 ) from error
-            return samplers.GPSampler(seed=seed, **startup)
+            return samplers.GPSampler(seed=seed, n_startup_trials=startup)
     raise NasError(f"algorithm {experiment.algorithm!r} can't run on this machine; these can: {', '.join(ALGORITHMS)}")
 
 
-def _distribution(optuna: Any, parameter: Parameter) -> Any:
-    kinds = optuna.distributions
-    log = parameter.distribution == "logUniform"
-    if parameter.distribution not in ("uniform", "logUniform"):
-        raise NasError(f"parameter {parameter.name}: a local run knows the distributions uniform and logUniform")
-    match parameter.type:
+def space(experiment: Experiment) -> Space:
+    """The search space as Optuna's. Raises NasError for what it can't draw from."""
+    return {name: _distribution(name, feasible) for name, feasible in experiment.space.items()}
+
+
+def _distribution(name: str, feasible: dict[str, Any]) -> BaseDistribution:
+    drawn = feasible.get("distribution", "uniform")
+    if drawn not in ("uniform", "logUniform"):
+        raise NasError(f"parameter {name}: a local run knows the distributions uniform and logUniform")
+    log = drawn == "logUniform"
+    match feasible["type"]:
         case "int":
-            low, high = int(parameter.minimum), int(parameter.maximum)
-            return kinds.IntDistribution(low, high, log=log, step=int(parameter.step or 1))
+            return IntDistribution(int(feasible["min"]), int(feasible["max"]), log, int(feasible.get("step") or 1))
         case "double":
-            step = float(parameter.step) if parameter.step and not log else None
-            return kinds.FloatDistribution(float(parameter.minimum), float(parameter.maximum), log=log, step=step)
+            step = float(feasible["step"]) if feasible.get("step") and not log else None
+            return FloatDistribution(float(feasible["min"]), float(feasible["max"]), log, step)
         case "categorical" | "discrete":
-            return kinds.CategoricalDistribution(parameter.values)
-    raise NasError(f"parameter {parameter.name}: unknown type {parameter.type!r}")
+            return CategoricalDistribution([str(value) for value in feasible["list"]])
+    raise NasError(f"parameter {name}: unknown type {feasible['type']!r}")
 
 
 def _points(name: str, distribution: Any) -> list[Any]:
-    if hasattr(distribution, "choices"):
+    if isinstance(distribution, CategoricalDistribution):
         return list(distribution.choices)
     if distribution.step is None:
         raise NasError(f"algorithm grid: parameter {name} is a double without step; give it a step or a list")
@@ -137,23 +140,9 @@ def _points(name: str, distribution: Any) -> list[Any]:
     return [distribution.low + index * distribution.step for index in range(count + 1)]
 
 
-def _fits(distribution: Any, text: str) -> bool:
-    """Whether an assignment is a point of the space."""
-    try:
-        value = _parse(distribution, text)
-    except ValueError:
-        return False
-    if hasattr(distribution, "choices"):
-        return value in distribution.choices
-    steps = (value - distribution.low) / (distribution.step or 1)
-    even = distribution.step is None or abs(steps - round(steps)) < 1e-9
-    return bool(distribution.low <= value <= distribution.high and even)
-
-
-def _parse(distribution: Any, text: str) -> Any:
-    if hasattr(distribution, "choices"):
-        return text
-    return int(text) if isinstance(distribution.low, int) else float(text)
+def _parse(distribution: BaseDistribution, text: str) -> Any:
+    parsers = {IntDistribution: int, FloatDistribution: float}
+    return parsers.get(type(distribution), str)(text)
 
 
 def _text(value: Any) -> str:

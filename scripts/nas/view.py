@@ -58,7 +58,7 @@ class View:
             self._say(trial, f"epoch {self._epoch(trial)}: {self.search.experiment.metric} {values[-1]:.4f}")
 
     def ended(self, trial: Trial) -> None:
-        value = self.search.experiment.value(trial.observation)
+        value = self.search.value(trial)
         if trial.failed or value is None:
             self._say(trial, f"{trial.state}: {trial.message}")
             return
@@ -82,8 +82,8 @@ class View:
         search, experiment = self.search, self.search.experiment
         self.console.print(self._table(search.trials))
         if best := search.best:
-            value = experiment.value(best.observation)
-            self._line("best", f"{best.short}: {experiment.metric} {value:.4f} with {_parameters(best)}")
+            value = f"{experiment.metric} {search.value(best):.4f}"
+            self._line("best", f"{best.short}: {value} with {_parameters(best)}")
         spent = sum(trial.epochs(experiment.metric) for trial in search.trials)
         if most := experiment.most_epochs:
             self._line("epochs", f"{spent} of at most {most} ({spent / most:.0%})")
@@ -97,8 +97,7 @@ class View:
         accuracy = f"accuracy {current.metrics.validation.accuracy:.4f}{test}"
         self._line("model", f"{current.model} {current.digest[:12]} {fate} ({accuracy})")
         self._line("", place)
-        for index, command in enumerate(commands):
-            self._line("next" if index == 0 else "", command)
+        self._line("next", f"\n{'':8}".join(commands))
 
     def _line(self, name: str, text: str) -> None:
         self.console.print(Text(f"{name:7}", "bold").append(f" {text}", "not bold"), soft_wrap=True)
@@ -141,12 +140,11 @@ class View:
         rows = max(3, self.console.height - _HEAD_LINES)
         done = sum(trial.ended is not None for trial in trials)
         best = search.best
-        value = search.experiment.value(best.observation) if best else None
         most = search.experiment.max_trials or None
         head = Text(f"{done}/{most or '?'} trials  {_clock(self._elapsed)}")
         head.append(self._remaining().replace(", about", "  about"))
-        if best and value is not None:
-            head.append(f"  best {search.experiment.metric} {value:.4f} ({best.short})", "bold")
+        if best:
+            head.append(f"  best {search.experiment.metric} {search.value(best):.4f} ({best.short})", "bold")
         bar = ProgressBar(total=most, completed=done, width=min(60, self.console.width))
         return Group(self._table(trials[-rows:]), bar, head)
 
@@ -154,19 +152,17 @@ class View:
         experiment = self.search.experiment
         table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
         table.add_column("trial", no_wrap=True)
-        for parameter in experiment.parameters:
-            table.add_column(parameter.name, justify="right", no_wrap=True)
-        table.add_column("epochs", justify="right", no_wrap=True)
-        table.add_column(experiment.metric, justify="right", no_wrap=True)
+        for name in (*experiment.space, "epochs", experiment.metric):
+            table.add_column(name, justify="right", no_wrap=True)
         table.add_column("state", no_wrap=True, overflow="ellipsis", ratio=1)  # what the others leave
         best = self.search.best
         for trial in trials:
-            value = experiment.value(trial.observation)
+            value = self.search.value(trial)
             colour = _COLOURS.get(trial.state, "red")
             state = Text(trial.state + (" *best*" if trial is best else ""), colour)
             if trial.failed or (trial.state == "Running" and trial.message):
                 state.append(f" {trial.message}")
-            cells = [number(trial.assignments[p.name]) for p in experiment.parameters]
+            cells = [number(trial.assignments[name]) for name in experiment.space]
             shown = "" if value is None else f"{value:.4f}"
             style = "bold" if trial is best else ""
             table.add_row(trial.short, *cells, self._epoch(trial), shown, state, style=style)

@@ -220,9 +220,9 @@ def test_a_port_in_use_is_told(nas: Nas) -> None:
 def test_help_lists_the_commands_in_the_order_of_use_without_cutting_a_line_and_says_where_nas_is(nas: Nas) -> None:
     text = nas("--help").stdout
     order = re.findall(r"^  ([a-z]+)  ", text[text.index("Commands:") :], re.MULTILINE)
-    assert " ".join(order) == "run watch serve batch report models data cluster doctor images artifacts helm"
+    assert " ".join(order) == "run watch serve batch report models data doctor helm cluster images artifacts"
     assert "`nas` is .venv/bin/nas" in text
-    for words in ((), ("images",), ("artifacts",), ("cluster",), ("data",)):
+    for words in ((), ("images",), ("artifacts",), ("cluster",)):
         assert "..." not in nas(*words, "--help").stdout.replace("[ARGS]...", "")
 
 

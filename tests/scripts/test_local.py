@@ -67,4 +67,4 @@ def test_the_digest_is_asked_for_with_the_trials_own_command(places: Places, man
     ],
 )
 def test_a_release_is_named_by_its_values_file(path: str, name: str) -> None:
-    assert local.release_name(Path(path)) == name
+    assert chart.release_name(Path(path)) == name

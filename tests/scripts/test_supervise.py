@@ -11,7 +11,7 @@ from nas import supervise
 DEAF = "trap '' TERM; echo started; while :; do sleep 0.01; done"
 
 
-@pytest.mark.parametrize("orders", ["stop 60\nkill\n", "stop 60\nstop 0\n", "kill\n"])
+@pytest.mark.parametrize("orders", ["60\n0\n", "60\n0.1\n", "0\n"])
 def test_of_orders_that_come_together_the_hardest_holds(tmp_path: Path, orders: str) -> None:
     process = subprocess.Popen(
         [sys.executable, "-I", "-S", supervise.__file__, str(tmp_path / "log"), DEAF],

@@ -2,15 +2,14 @@
 
 import contextlib
 import shlex
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import msgspec
 from modelkit import artifact
 from modelkit.store import Store, StoreError
+from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
 from nas import artifacts, suggest
 from nas.cluster import Cluster
@@ -18,7 +17,7 @@ from nas.engine import Places, load, recorded
 from nas.errors import NasError
 from nas.experiment import Experiment, Manifest
 from nas.follow import EXPERIMENT
-from nas.progress import Trial, read_trial
+from nas.progress import Progress, Trial, read_trial
 from nas.view import meter
 
 ESTIMATORS = {"cv": "by cross-validation", "holdout": "on the validation split"}
@@ -33,7 +32,7 @@ class Source:
 
     experiment: Manifest
     trials: list[Manifest]
-    printed: Callable[[str], str]  # by the trial's name; empty when nothing is known
+    printed: dict[str, str]  # by the trial's name; none when nothing is known
     store: Store
 
 
@@ -42,13 +41,8 @@ def here(places: Places, model: str, name: str | None) -> Source:
     for folder, manifest in recorded(places):
         experiment = Experiment(manifest)
         if experiment.name == name if name else experiment.model == model:
-            trials, logs = [load(path) for path in (folder / "trials").glob("*.yaml")], folder / "logs"
-
-            def printed(trial: str, logs: Path = logs) -> str:
-                with contextlib.suppress(FileNotFoundError):
-                    return (logs / f"{trial}.log").read_text(errors="replace")
-                return ""
-
+            trials = [load(path) for path in (folder / "trials").glob("*.yaml")]
+            printed = {path.stem: path.read_text(errors="replace") for path in (folder / "logs").glob("*.log")}
             return Source(manifest, trials, printed, Store(places.store, experiment.model))
     wanted = f"experiment {name}" if name else f"search of model {model!r}"
     there = ", ".join(folder.name for folder, _ in recorded(places)) or "none"
@@ -69,42 +63,34 @@ def there(cluster: Cluster, places: Places, release: str, name: str | None) -> S
     trials = cluster.objects("Trial", f"{EXPERIMENT}={experiment.name}")
     with artifacts.opened(cluster, places.root, release) as claim, meter("copying models") as told:
         claim.copy(experiment.model, folder / experiment.model, told)
-
-    def printed(trial: str) -> str:
-        epochs = folder / experiment.model / "trials" / experiment.name / trial / "metrics.jsonl"
-        lines = map(msgspec.json.decode, epochs.read_bytes().splitlines() if epochs.exists() else [])
-        return "".join("epoch={epoch} loss={loss!r} accuracy={accuracy!r}\n".format(**line) for line in lines)
-
+    printed = {
+        path.parent.name: "".join(
+            "epoch={epoch} loss={loss!r} accuracy={accuracy!r}\n".format(**msgspec.json.decode(line))
+            for line in path.read_bytes().splitlines()
+        )
+        for path in folder.glob(f"{experiment.model}/trials/{experiment.name}/*/metrics.jsonl")
+    }
     return Source(manifest, trials, printed, Store(folder, experiment.model))
 
 
-class History:
+class History(Progress):
     """A search read from its source: trials in the order they started, with every value they printed."""
 
     def __init__(self, source: Source) -> None:
-        self.experiment, self.store = Experiment(source.experiment, local=False), source.store
+        super().__init__(Experiment(source.experiment, local=False))
+        self.store = source.store
         self.status: dict[str, Any] = source.experiment.get("status") or {}
         self.trials = sorted(map(read_trial, source.trials), key=lambda trial: trial.started)
         if not self.trials:
             raise NasError(f"experiment {self.experiment.name} has no trial yet: wait for its first")
         self._jobs = {m["metadata"]["name"]: m["spec"].get("runSpec") for m in source.trials}
         for trial in self.trials:
-            for line in source.printed(trial.name).splitlines():
+            for line in source.printed.get(trial.name, "").splitlines():
                 self.experiment.observe(line, trial.observation)
                 if self.experiment.stops(trial.rule, trial.observation):
                     break  # what a stopped trial printed later never counted
-        self.ranked = sorted(
-            (t for t in self.trials if t.state in ("Succeeded", "EarlyStopped") and self.value(t) is not None),
-            key=lambda trial: self.value(trial) or 0.0,
-            reverse=self.experiment.maximize,
-        )
-        self.best: Trial | None = self.ranked[0] if self.ranked else None
         self.evaluation = self._read(artifact.EVALUATION_FILE, artifact.Evaluation)
         self.manifest = self._read(artifact.MANIFEST_FILE, artifact.Manifest)
-
-    def value(self, trial: Trial) -> float | None:
-        """A trial's objective value."""
-        return self.experiment.value(trial.observation)
 
     def values(self, trial: Trial) -> list[float]:
         """Its objective metric, epoch by epoch."""
@@ -113,22 +99,13 @@ class History:
     @cached_property
     def study(self) -> Any:
         """The trials as Optuna's study, for its figures."""
-        return suggest.study(self.experiment, [(trial.assignments, self.value(trial)) for trial in self.ranked])
-
-    @property
-    def evaluator(self) -> Any:
-        """How importance is measured."""
-        import optuna
-
-        return optuna.importance.FanovaImportanceEvaluator(seed=0)
+        return suggest.study(self.experiment, [(t.assignments, self.value(t)) for t in self.finished])
 
     @cached_property
     def importance(self) -> dict[str, float]:
         """Each parameter's share in how the objective varies (fANOVA); empty when the trials are too few to say."""
-        import optuna
-
         with contextlib.suppress(ValueError, RuntimeError):
-            shares = optuna.importance.get_param_importances(self.study, evaluator=self.evaluator)
+            shares = get_param_importances(self.study, evaluator=FanovaImportanceEvaluator(seed=0))
             return {name: round(share, 4) for name, share in shares.items()}
         return {}
 
@@ -218,25 +195,19 @@ class History:
         Between trials: a stopped trial would have taken as many epochs as those that weren't, on average. Within
         trials: one that ran out of patience would have gone on to its last epoch. Seconds: at each trial's own pace.
         """
-        whole = [len(self.values(trial)) for trial in self.trials if trial.state == "Succeeded"]
+        spent = [(trial.state, len(self.values(trial)), _seconds(trial) or 0.0) for trial in self.trials]
+        whole = [epochs for state, epochs, _ in spent if state == "Succeeded"]
         limit = int(self.experiment.argument("epochs") or 0)
-        wholly = {"EarlyStopped": sum(whole) / len(whole) if whole else 0.0, "Succeeded": limit}
-        spared = dict.fromkeys(wholly, 0.0)
-        total, seconds, saved = 0, 0.0, 0.0
-        for trial in self.trials:
-            epochs, took = len(self.values(trial)), _seconds(trial) or 0.0
-            spare = max(0.0, wholly.get(trial.state, 0.0) - epochs)
-            if trial.state in spared:
-                spared[trial.state] += spare
-            total, seconds = total + epochs, seconds + took
-            saved += spare * took / epochs if epochs else 0.0
+        expected = {"EarlyStopped": sum(whole) / max(1, len(whole)), "Succeeded": limit}
+        saved = [(state, max(0.0, expected.get(state, 0) - epochs)) for state, epochs, _ in spent]
+        paces = [seconds / epochs if epochs else 0.0 for _, epochs, seconds in spent]
         return {
-            "epochs": total,
+            "epochs": sum(epochs for _, epochs, _ in spent),
             "epochs_limit": limit * len(self.trials) or None,
-            "epochs_saved_between_trials": round(spared["EarlyStopped"]),
-            "epochs_saved_within_trials": round(spared["Succeeded"]),
-            "trial_seconds": round(seconds, 1),
-            "trial_seconds_saved": round(saved, 1),
+            "epochs_saved_between_trials": round(sum(epochs for state, epochs in saved if state == "EarlyStopped")),
+            "epochs_saved_within_trials": round(sum(epochs for state, epochs in saved if state == "Succeeded")),
+            "trial_seconds": round(sum(seconds for *_, seconds in spent), 1),
+            "trial_seconds_saved": round(sum(e * pace for (_, e), pace in zip(saved, paces, strict=True)), 1),
         }
 
     def _read(self, name: str, kind: type[Any]) -> Any:

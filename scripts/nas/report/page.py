@@ -21,6 +21,7 @@ from nas.view import number
 COLOURS = {"Succeeded": "#5b8def", "EarlyStopped": "#e0a030", "best": "#2fa36b", "other": "#9aa0a6"}
 LEGEND = {"best": "best", "others": "Succeeded", "✕ stopped between trials": "EarlyStopped", "failed": "other"}
 CONFIG = {"displaylogo": False, "responsive": True, "displayModeBar": False}
+CLEAR = "rgba(0,0,0,0)"
 GRID = {"gridcolor": "rgba(128,128,128,.25)", "zeroline": False}
 
 
@@ -102,9 +103,9 @@ def picture(mistake: Mistake, shape: list[int]) -> str:
 # Figures
 
 
-def _figure(figure: Any, height: int = 340) -> str:
+def _figure(figure: Any, height: int = 340, **layout: Any) -> str:
     figure.update_layout(template="none", height=height, title=None, margin={"l": 55, "r": 20, "t": 20, "b": 45})
-    figure.update_layout(paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", hovermode="closest")
+    figure.update_layout(paper_bgcolor=CLEAR, plot_bgcolor=CLEAR, hovermode="closest", showlegend=False, **layout)
     figure.update_layout(font={"family": "system-ui, sans-serif", "size": 13})
     figure.update_xaxes(GRID).update_yaxes(GRID, automargin=True)
     return str(figure.to_html(full_html=False, include_plotlyjs=False, config=CONFIG))
@@ -121,54 +122,53 @@ def _curves(history: History) -> str:
     for trial in sorted(history.trials, key=lambda trial: trial is history.best):
         values, best = history.values(trial), trial is history.best
         colour = COLOURS["best"] if best else COLOURS.get(trial.state, COLOURS["other"])
-        line = go.Scatter(x=[*range(1, len(values) + 1)], y=values, mode="lines", showlegend=False)
-        line.update(line={"color": colour, "width": 3 if best else 1.5}, opacity=1 if best else 0.75)
-        line.update(hovertemplate=f"epoch %{{x}}: %{{y:.4f}}<br>{_hover(trial)}<extra></extra>")
-        figure.add_trace(line)
-        if trial.state == "EarlyStopped" and values:
-            end = go.Scatter(x=[len(values)], y=values[-1:], mode="markers", showlegend=False, hoverinfo="skip")
-            figure.add_trace(end.update(marker={"symbol": "x", "size": 9, "color": colour}))
-    return _figure(figure.update_xaxes(title="epoch").update_yaxes(title=history.experiment.metric))
+        end = 9 if trial.state == "EarlyStopped" else 0
+        figure.add_scatter(
+            x=[*range(1, len(values) + 1)],
+            y=values,
+            mode="lines+markers",
+            line={"color": colour, "width": 3 if best else 1.5},
+            marker={"symbol": "x", "color": colour, "size": [0] * (len(values) - 1) + [end], "line_width": 0},
+            hovertemplate=f"epoch %{{x}}: %{{y:.4f}}<br>{_hover(trial)}<extra></extra>",
+        )
+    return _figure(figure, xaxis_title="epoch", yaxis_title=history.experiment.metric)
 
 
 def _progress(history: History) -> str:
     """The best value so far, by the epochs all trials together had spent when each trial ended."""
-    metric, spent, best = history.experiment.metric, 0, None
-    line: list[tuple[int, float | None]] = [(0, None)]
-    dots: list[tuple[int, float, str]] = []
-    for trial in sorted((t for t in history.trials if t.ended), key=lambda trial: trial.ended or 0.0):
-        spent += len(history.values(trial))
-        value = history.value(trial)
-        if value is not None and not trial.failed:
-            best = value if history.experiment.better(value, best) else best
-            dots.append((spent, value, _hover(trial)))
-        line.append((spent, best))
-    x, y = zip(*line, strict=True)
-    figure = go.Figure(go.Scatter(x=x, y=y, mode="lines", line={"shape": "hv", "color": COLOURS["best"]}))
-    if dots:
-        x, y, text = zip(*dots, strict=True)
-        ends = go.Scatter(x=x, y=y, text=text, mode="markers", marker={"color": COLOURS["Succeeded"], "size": 7})
-        figure.add_trace(ends.update(hovertemplate="%{x} epochs: %{y:.4f}<br>%{text}<extra></extra>"))
-    if history.experiment.goal is not None:
-        figure.add_hline(history.experiment.goal, line_dash="dot", line_color=COLOURS["other"], annotation_text="goal")
-    figure.update_xaxes(title="epochs spent, all trials").update_yaxes(title=f"best {metric}")
-    return _figure(figure.update_layout(showlegend=False))
+    experiment = history.experiment
+    ended = sorted((t for t in history.trials if t.ended), key=lambda trial: trial.ended or 0.0)
+    spent = np.cumsum([len(history.values(trial)) for trial in ended])
+    values = np.array([None if trial.failed else history.value(trial) for trial in ended], float)
+    best = (np.fmax if experiment.maximize else np.fmin).accumulate(values)
+    figure = go.Figure().add_scatter(x=spent, y=best, mode="lines", line={"shape": "hv", "color": COLOURS["best"]})
+    figure.add_scatter(
+        x=spent,
+        y=values,
+        mode="markers",
+        marker={"color": COLOURS["Succeeded"], "size": 7},
+        text=[_hover(trial) for trial in ended],
+        hovertemplate="%{x} epochs: %{y:.4f}<br>%{text}<extra></extra>",
+    )
+    if experiment.goal is not None:
+        figure.add_hline(experiment.goal, line_dash="dot", line_color=COLOURS["other"], annotation_text="goal")
+    return _figure(figure, xaxis_title="epochs spent, all trials", yaxis_title=f"best {experiment.metric}")
 
 
 def _parallel(history: History) -> str:
-    if len(history.ranked) < 2:
+    if len(history.finished) < 2:
         return ""
     figure = optuna.visualization.plot_parallel_coordinate(history.study, target_name=history.experiment.metric)
     figure.for_each_trace(lambda trace: trace.update(opacity=0.8, line_width=2), selector={"mode": "lines"})
     figure.update_traces(marker_showscale=False, selector={"mode": "markers"})  # the first axis says it too
-    return _figure(figure.update_layout(xaxis_automargin=True), height=400)
+    return _figure(figure, height=400, xaxis_automargin=True)
 
 
 def _importance(history: History) -> str:
     if not history.importance:
         return ""
-    metric, names = history.experiment.metric, list(history.importance)
-    figure = optuna.visualization.plot_param_importances(history.study, evaluator=history.evaluator, params=names)
-    figure.update_traces(marker_color=COLOURS["Succeeded"]).update_yaxes(title=None)
-    figure.update_xaxes(title=f"share in how {metric} varies (fANOVA)", range=[0, 1.08], tickformat=".0%")
-    return _figure(figure, height=120 + 36 * len(names))
+    names, shares = zip(*reversed(history.importance.items()), strict=True)
+    bars = go.Bar(x=shares, y=names, orientation="h", texttemplate="%{x:.0%}", marker_color=COLOURS["Succeeded"])
+    title = f"share in how {history.experiment.metric} varies (fANOVA)"
+    axis = {"title": title, "range": [0, 1.08], "tickformat": ".0%"}
+    return _figure(go.Figure(bars), height=120 + 36 * len(names), xaxis=axis)
