@@ -179,23 +179,23 @@ class Store:
 
     # Writing
 
-    def offer(self, folder: Path, gate: Gate | None = None, ground: Ground | None = None) -> Event:
-        """Propose the model in a trial's `folder`; promote it when it passes the gate its manifest asks for, or `gate`.
+    def offer(self, folder: Path, ground: Ground | None = None) -> Event:
+        """Propose the model in a trial's `folder`; promote it when it passes the gate its manifest asks for.
 
         Models of trials that were killed before they could offer are judged first. Raises StoreError, LockError,
         OSError.
         """
         folder = folder.resolve()
         with self._locked():
-            self._adopt(gate, ground, offering=folder)
-            return self._judge(folder, gate, ground)
+            self._adopt(ground, offering=folder)
+            return self._judge(folder, ground)
 
-    def adopt(self, gate: Gate | None = None) -> list[Event]:
+    def adopt(self) -> list[Event]:
         """Offer the models of trials that were killed before they could. Raises as `offer`."""
         if not any(not (folder / OFFERED).exists() for folder in self._trials()):
             return []
         with self._locked():
-            return self._adopt(gate, None)
+            return self._adopt(None)
 
     def refuse(self, folder: Path, reason: str) -> Event:
         """Record that the model in a trial's `folder` is not to be promoted. Raises as `offer`."""
@@ -259,7 +259,7 @@ class Store:
 
     # Inside the lock
 
-    def _adopt(self, gate: Gate | None, ground: Ground | None, offering: Path | None = None) -> list[Event]:
+    def _adopt(self, ground: Ground | None, offering: Path | None = None) -> list[Event]:
         events = []
         for folder in self._trials():
             if folder.resolve() == offering or not self._comparable(folder, ground):
@@ -267,7 +267,7 @@ class Store:
             # The lock is free when the trial's process is gone; held meanwhile, a restarted one waits for it.
             with contextlib.suppress(files.LockError), files.locked(folder / ".lock", wait=0):
                 if not (folder / OFFERED).exists():
-                    events.append(self._judge(folder, gate, ground))
+                    events.append(self._judge(folder, ground))
         return events
 
     def _comparable(self, folder: Path, ground: Ground | None) -> bool:
@@ -279,7 +279,7 @@ class Store:
         except (artifact.ArtifactError, StoreError):
             return True
 
-    def _judge(self, folder: Path, gate: Gate | None, ground: Ground | None) -> Event:
+    def _judge(self, folder: Path, ground: Ground | None) -> Event:
         try:
             model = artifact.load(folder)
             model.check_answer()
@@ -287,7 +287,7 @@ class Store:
         except artifact.ArtifactError as error:
             event = Event(_now(), "refused", "", str(error))
         else:
-            event = self._decide(challenger, challenger.gate or gate or Gate(), ground)
+            event = self._decide(challenger, challenger.gate or Gate(), ground)
             if event.event == "promoted":
                 self._commit(folder, challenger)
                 self._point("CURRENT", challenger.digest)
