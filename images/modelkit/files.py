@@ -58,20 +58,14 @@ def locked(path: Path, wait: float = -1) -> Iterator[None]:
         lock.acquire()
     except filelock.Timeout as error:
         raise LockError(f"{path} is held by another process") from error
-    except NotImplementedError as error:
-        raise LockError(_no_locks(path)) from error
-    except OSError as error:
-        if error.errno in _LOCKLESS:
-            raise LockError(_no_locks(path)) from error
-        raise
+    except (NotImplementedError, OSError) as error:
+        if getattr(error, "errno", errno.ENOSYS) not in _LOCKLESS:
+            raise
+        raise LockError(
+            f"{path.parent}: this file system has no file locks, so two trials could overwrite each other; "
+            "put the store on one that has (a local disk, or NFS with its lock service)"
+        ) from error
     try:
         yield
     finally:
         lock.release()
-
-
-def _no_locks(path: Path) -> str:
-    return (
-        f"{path.parent}: this file system has no file locks, so two trials could overwrite each other; "
-        "put the store on one that has (a local disk, or NFS with its lock service)"
-    )

@@ -379,6 +379,22 @@ def test_the_command_line_shows_what_is_there(
     assert capsys.readouterr().err == "error: 'demo' is not pinned\n"
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["promote"], "promote takes DIGEST"),
+        (["unpin", "3f2a"], "unpin takes nothing more"),
+        (["destroy"], "invalid choice: 'destroy'"),
+    ],
+)
+def test_words_that_do_not_fit_their_command_are_told(
+    home: Store, capsys: pytest.CaptureFixture[str], words: list[str], told: str
+) -> None:
+    with pytest.raises(SystemExit):
+        store.main([words[0], "--model", "demo", "--root", str(home.root), *words[1:]])
+    assert told in capsys.readouterr().err
+
+
 def test_verify_fails_for_a_store_that_is_not_whole(home: Store, trial_folder: Folder) -> None:
     (home.version(home.offer(trial_folder("a", 0.8)).digest) / "manifest.json").unlink()
     assert store.main(["verify", "--root", str(home.root), "--model", "demo"]) == 1
