@@ -18,6 +18,7 @@ import json
 import math
 import os
 import platform
+import re
 import signal
 import sys
 import time
@@ -113,55 +114,41 @@ class Epoch(msgspec.Struct, frozen=True):
 
 
 def argument_parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser with what every trainer takes; `--export_path` is as good as `--export-path`. See `parse`."""
-    parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    common = parser.add_argument_group("common to all trainers")
-    common.add_argument("--epochs", type=at_least(1), default=50, help="at most this many (default: %(default)s)")
-    common.add_argument(
-        "--patience",
-        type=at_least(1),
-        default=5,
-        help="stop after so many without improvement (default: %(default)s)",
-    )
-    common.add_argument("--seed", type=int, default=0, help="of everything random in training (default: %(default)s)")
-    common.add_argument(
-        "--export-path",
-        type=Path,
-        required=True,
-        help="folder for the best model; STORE/MODEL/trials/EXPERIMENT/TRIAL offers it to that store at the end",
-    )
-    common.add_argument("--promotion", choices=["auto", "manual"], default="auto", help="manual: only record the offer")
-    common.add_argument(
-        "--min-improvement",
-        type=float,
-        default=0.0,
-        help="gain in accuracy that promotion asks for (default: %(default)s)",
-    )
-    common.add_argument(
-        "--significance",
-        type=float,
-        default=0.05,
-        help="against another search's model: how often luck may promote a trial (default: %(default)s)",
-    )
-    common.add_argument(
-        "--warm-start", action="store_true", help="begin from the current model's weights where they fit"
-    )
-    common.add_argument("--data-digest", action="store_true", help="print the sha256 of the data and train nothing")
+    """A parser with what every trainer takes; `--export_path` is as good as `--export-path`.
+
+    Help texts get their default at the end.
+    """
+    parser = _Parser(description=description, formatter_class=_Help)
+    add = parser.add_argument_group("common to all trainers").add_argument
+    add("--epochs", type=at_least(1), default=50, help="at most this many")
+    add("--patience", type=at_least(1), default=5, help="stop after so many without improvement")
+    add("--seed", type=int, default=0, help="of everything random in training")
+    place = "folder for the best model; STORE/MODEL/trials/EXPERIMENT/TRIAL offers it to that store at the end"
+    add("--export-path", type=Path, required=True, help=place)
+    add("--promotion", choices=["auto", "manual"], default="auto", help="manual: only record the offer")
+    add("--min-improvement", type=float, default=0.0, help="gain in accuracy that promotion asks for")
+    luck = "against another search's model: how often luck may promote a trial"
+    add("--significance", type=float, default=0.05, help=luck)
+    weights = "begin from the current model's weights where they fit"
+    add("--warm-start", nargs="?", const="true", choices=["true", "false"], default="false", help=weights)
+    add("--data-digest", action="store_true", default=False, help="print the sha256 of the data and train nothing")
     return parser
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        untold = action.default in (None, "") or action.const is True
+        return action.help if untold else super()._get_help_string(action)
 
 
 class _Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        words = [_dashes(word) for word in (sys.argv[1:] if args is None else args)]
+        given = sys.argv[1:] if args is None else args
+        words = [re.sub("^--[^=]+", lambda name: name[0].replace("_", "-"), word) for word in given]
         if "--data-digest" in words:  # which says nothing about a network
             for action in self._actions:
                 action.required = False
         return super().parse_known_args(words, namespace)
-
-
-def _dashes(word: str) -> str:
-    name, equals, value = word.partition("=")
-    return (name.replace("_", "-") if name.startswith("--") else name) + equals + value
 
 
 def at_least(lowest: int) -> Any:
@@ -202,14 +189,12 @@ class Trial:
         self.best: Epoch | None = None
         self._args, self._input, self._classes = args, input, list(classes)
         self._data = data
-        self._parts = [(data.rows[part], data.labels[part]) for part in data.held]
         self._place = _Place.of(self.folder)
         self._model = self._place.model if self._place else model
-        common = {"epochs", "patience", "seed", "export_path", "promotion", "min_improvement", "significance"}
-        common |= {"data_digest", "warm_start"}
+        common = vars(argument_parser(None).parse_args([f"--export-path={self.folder}"]))
         self._parameters = {k: str(v) for k, v in vars(args).items() if k not in common}
-        known = keys(data.rows, data.labels)
-        self._held = known[np.concatenate(data.held)]
+        known, held = keys(data.rows, data.labels), np.concatenate(data.held)
+        self._held, self._held_rows, self._held_labels = known[held], data.rows[held], data.labels[held]
         learned = np.delete(known, data.held[0]) if data.estimator == "holdout" else known
         self._learned = np.sort(learned)[:_SAMPLE].tobytes()
         self._warm_start = ""
@@ -261,7 +246,7 @@ class Trial:
         shapes match; not if it learned from rows that are held out here, whose accuracy would then be an illusion.
         """
         nothing: list[tuple[Array, Array] | None] = [None] * len(shapes)
-        if not self._args.warm_start or not self._place or self.state is not None or not self._store().current():
+        if self._args.warm_start == "false" or not self._place or self.state is not None or not self._store().current():
             return nothing
         line = (entry for entry in self._store().lineage() if not isinstance(entry, str))
         entry = next((entry for entry in line if entry.manifest.experiment != self._place.experiment), None)
@@ -315,11 +300,11 @@ class Trial:
 
     def _score(self, model: bytes, folds: Sequence[bytes]) -> tuple[Scores, artifact.Outcomes]:
         """On the validation rows: a hold-out's by the model, each fold's by the model that never saw it."""
-        models = [model] if len(self._parts) == 1 else folds
-        probabilities = [artifact.predict(m, rows) for m, (rows, _) in zip(models, self._parts, strict=True)]
-        labels = [part for _, part in self._parts]
-        right = np.concatenate([p.argmax(axis=1) == y for p, y in zip(probabilities, labels, strict=True)])
-        return artifact.score(probabilities, labels, self._data.estimator), artifact.Outcomes.of(right)
+        models = [model] if self._data.estimator == "holdout" else folds
+        parts = zip(models, self._data.held, strict=True)
+        probabilities = np.concatenate([artifact.predict(one, self._data.rows[held]) for one, held in parts])
+        scores = artifact.score(probabilities, self._held_labels, self._data.estimator)
+        return scores, artifact.Outcomes.of(probabilities.argmax(axis=1) == self._held_labels)
 
     def _keep(self, model: bytes, line: Epoch, scores: Scores, outcomes: artifact.Outcomes) -> None:
         place = self._place
@@ -367,7 +352,7 @@ class Trial:
             print(f"offered to the store: {event.event}, {event.reason}", flush=True)
 
     def _outcomes_of(self, model: artifact.Model) -> artifact.Outcomes:
-        return artifact.Outcomes.of(np.concatenate([model.predict(x).argmax(axis=1) == y for x, y in self._parts]))
+        return artifact.Outcomes.of(model.predict(self._held_rows).argmax(axis=1) == self._held_labels)
 
     def _seen_by(self, manifest: artifact.Manifest) -> float | None:
         """The share of the validation rows that a model learned from, estimated from the sample in its manifest."""
@@ -387,7 +372,7 @@ class Trial:
         probabilities = kept.predict(rows)
         evaluation = artifact.Evaluation.of(probabilities, rows, labels)
         files.write(self.folder / artifact.EVALUATION_FILE, msgspec.json.encode(evaluation), durable=False)
-        return artifact.score([probabilities], [labels], "test")
+        return artifact.score(probabilities, labels, "test")
 
     def _out_of_patience(self) -> bool:
         return self.best is not None and len(self.history) - self.best.epoch >= self._args.patience

@@ -260,7 +260,7 @@ def main() -> None:
             *folds, model = (learner.onnx() for learner in learners)
             state = {f"{n}.{name}": a for n, learner in enumerate(learners) for name, a in learner.state().items()}
             known = artifact.predict(model, data.rows[shares[-1]])
-            loss = artifact.score([known], [data.labels[shares[-1]]], "holdout").loss
+            loss = artifact.score(known, data.labels[shares[-1]], "holdout").loss
             run.report(loss=loss, model=model, folds=folds, state=state)
 
 
