@@ -154,7 +154,7 @@ def test_the_learning_rate_warms_up_and_falls_to_nothing(data: Path, trainer: Mo
 def test_a_warm_start_begins_where_the_current_model_is_and_the_manifest_names_it(data: Path, tmp_path: Path) -> None:
     first = train(data, tmp_path / "mnist/trials/first/one", "--epochs=4")
     current = artifact.load(tmp_path / "mnist/trials/first/one").manifest
-    for name, words in (("cold", []), ("warm", ["--warm-start"])):
+    for name, words in (("cold", ["--warm-start=false"]), ("warm", ["--warm-start=true"])):
         train(data, tmp_path / f"mnist/trials/{name}/one", "--epochs=1", "--lr=1e-9", "--seed=7", *words)
     cold, warm = (artifact.load(tmp_path / f"mnist/trials/{name}/one").manifest for name in ("cold", "warm"))
     assert (cold.warm_start, warm.warm_start) == (None, current.digest), first.stderr

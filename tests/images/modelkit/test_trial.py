@@ -111,7 +111,18 @@ def test_an_export_path_that_cannot_be_written_is_one_line(trainer: Trainer, tmp
     assert re.fullmatch(r"error: can't write to .*file/x: .*\n", result.stderr)
 
 
-@pytest.mark.parametrize("words", [["--epochs=0"], ["--patience=0"], ["--lr=fast"], ["--unknown=1"], []])
+@pytest.mark.parametrize(
+    ("words", "value"), [([], "false"), (["--warm-start=true"], "true"), (["--warm_start"], "true")]
+)
+def test_a_warm_start_is_asked_for_by_the_word_that_a_values_file_gives(words: list[str], value: str) -> None:
+    parser = trial.argument_parser("")
+    assert parser.parse_args(["--export-path=x", *words, "--seed=1"]).warm_start == value
+    assert parser.parse_args(["--export-path=x", *words, "--warm-start=false"]).warm_start == "false"
+
+
+@pytest.mark.parametrize(
+    "words", [["--warm-start=yes"], ["--epochs=0"], ["--patience=0"], ["--lr=fast"], ["--unknown=1"], []]
+)
 def test_a_wrong_command_line_is_told(words: list[str], trainer: Trainer, folder: Path) -> None:
     result = run(trainer(f"--export-path={folder}", *(["--lr=1"] if words and "lr" not in words[0] else []), *words))
     assert result.returncode == 2
