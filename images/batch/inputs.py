@@ -175,7 +175,7 @@ class _Rows:
         else:
             self._file.seek(0)
             try:
-                shape, self.dtype = files.idx_shape(self._file), np.dtype(np.uint8)
+                shape, self.dtype = files.idx_shape(self._file.read), np.dtype(np.uint8)
             except ValueError as error:
                 more = "nor is it named .npy, .csv or .parquet: those are read, .gz of them too"
                 raise InputError(f"{path} is no idx file of bytes, {more}") from error

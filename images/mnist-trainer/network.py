@@ -36,7 +36,7 @@ class Network(nn.Sequential):
         self.shapes = [(m.in_features, m.out_features) for m in self if isinstance(m, nn.Linear)]
 
 
-def folded(network: Network, tensors: dict[str, Tensor]) -> list[tuple[artifact.Array, artifact.Array]]:
+def folded(network: Network, tensors: dict[str, Tensor]) -> list[artifact.Layer]:
     """(weights [in, out], bias [out]) of each layer, with `tensors` for the network's own; normalisation folded in."""
     layers = []
     for index, module in enumerate(network):
@@ -146,7 +146,7 @@ class Training:
         return loss.detach()
 
     @torch.no_grad()
-    def begin(self, layers: list[tuple[artifact.Array, artifact.Array] | None]) -> None:
+    def begin(self, layers: list[artifact.Layer | None]) -> None:
         """Start from these layers, as a model file has them, where they aren't None; the others are as they were drawn.
 
         There is no normalisation in a file: it gets the spread and the mean that let it change nothing.

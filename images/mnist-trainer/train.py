@@ -33,7 +33,7 @@ def read(folder: Path, part: str) -> tuple[artifact.Array, artifact.Array]:
         path = folder / f"{part}-{name}-ubyte.gz"
         try:
             with gzip.open(path) as file:
-                shape = files.idx_shape(file)
+                shape = files.idx_shape(file.read)
                 arrays.append(np.frombuffer(file.read(), np.uint8).reshape(shape))
         except (OSError, EOFError, ValueError, zlib.error) as error:
             sys.exit(f"error: {path} can't be read ({error}): `nas data --help` tells how to get it")

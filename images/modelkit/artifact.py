@@ -4,6 +4,7 @@ Loading a model never runs code from it: no pickle, operators from an allow-list
 cap, and a digest checked on the very bytes the session is built from.
 """
 
+# ruff: noqa: A002 - `input` is the manifest's word
 import functools
 import hashlib
 import importlib.util
@@ -31,6 +32,7 @@ _NEXT = ".manifest.next"
 _OPSET, _IR_VERSION = 17, 8
 
 Array = npt.NDArray[Any]
+Layer = tuple[Array, Array]  # weights [in, out] and bias [out]
 Estimator = Literal["holdout", "cv", "test"]
 
 
@@ -242,10 +244,6 @@ class Model:
         if answer.shape != (1, len(classes)) or not np.isfinite(answer).all() or abs(answer.sum() - 1) > 1e-3:
             raise ArtifactError(f"{self.manifest.digest[:12]}… doesn't answer with {len(classes)} probabilities a row")
 
-    def score(self, rows: Array, labels: Array, estimator: Estimator) -> Scores:
-        """Scores on rows [N, *shape] with class indices `labels` [N]."""
-        return score(self.predict(rows), labels, estimator)
-
 
 def predict(data: bytes, rows: Array) -> npt.NDArray[np.float32]:
     """Probabilities [N, classes] by the model file `data`, exactly as a server computes them (one thread)."""
@@ -264,13 +262,13 @@ def score(probabilities: Array, labels: Array, estimator: Estimator) -> Scores:
     return Scores(accuracy=accuracy, loss=loss, rows=len(labels), estimator=estimator)
 
 
-def widened(rows: Array, input: Input) -> Array:  # noqa: A002 - the manifest's word
+def widened(rows: Array, input: Input) -> Array:
     """Rows [N, features] with a column of 0 and 1 for each value of a category, after the plain columns."""
     plain, codes = _columns(input)
     return np.concatenate([rows[:, plain], *(rows[:, [column]] == code for column, code in codes)], axis=1)
 
 
-def _columns(input: Input) -> tuple[list[int], list[tuple[int, int]]]:  # noqa: A002
+def _columns(input: Input) -> tuple[list[int], list[tuple[int, int]]]:
     """The plain columns, and (column, code) for each value of a category."""
     features = input.features or []
     plain = [j for j, feature in enumerate(features) if feature.values is None]
@@ -278,18 +276,17 @@ def _columns(input: Input) -> tuple[list[int], list[tuple[int, int]]]:  # noqa: 
 
 
 def mlp(
-    layers: Sequence[tuple[Array, Array]],
+    layers: Sequence[Layer],
     activation: str,
-    input: Input,  # noqa: A002 - the manifest's word
+    input: Input,
     classes: Sequence[str],
     offset: Array | None = None,
     scale: Array | None = None,
 ) -> bytes:
     """Write a multi-layer perceptron as one self-contained ONNX file.
 
-    softmax(Gemm(... activation(Gemm((float(rows) - offset) * scale)))): `layers` are (weights [in, out], bias
-    [out]), `offset` and `scale` broadcast against a row, which is first `widened` where its input has categories.
-    Raises ArtifactError for weights that aren't finite.
+    softmax(Gemm(... activation(Gemm((float(rows) - offset) * scale)))): `offset` and `scale` broadcast against a row,
+    which is first `widened` where its input has categories. Raises ArtifactError for weights that aren't finite.
     """
     from onnx import TensorProto, helper, numpy_helper
 
@@ -328,22 +325,16 @@ def mlp(
             last = node(hidden, last)
     last = node("Softmax", last, axis=-1)
     dtype = {"float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8}[input.dtype]
-    graph = helper.make_graph(
-        nodes,
-        "mlp",
-        [helper.make_tensor_value_info(input.name, dtype, ["rows", *input.shape])],
-        [helper.make_tensor_value_info(last, TensorProto.FLOAT, ["rows", len(classes)])],
-        tensors,
-    )
-    model = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION, producer_name="nas"
-    )
+    takes = helper.make_tensor_value_info(input.name, dtype, ["rows", *input.shape])
+    answers = helper.make_tensor_value_info(last, TensorProto.FLOAT, ["rows", len(classes)])
+    graph, opsets = helper.make_graph(nodes, "mlp", [takes], [answers], tensors), [helper.make_opsetid("", _OPSET)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION, producer_name="nas")
     helper.set_model_props(model, {CONTRACT: msgspec.json.encode(Contract(input, list(classes))).decode()})
     return bytes(model.SerializeToString())
 
 
-def layers(data: bytes) -> list[tuple[Array, Array]]:
-    """(weights [in, out], bias [out]) of each layer in a file that `mlp` wrote."""
+def layers(data: bytes) -> list[Layer]:
+    """The layers in a file that `mlp` wrote."""
     from onnx import numpy_helper
 
     graph = _messages().ModelProto.FromString(data).graph

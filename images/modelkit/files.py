@@ -5,9 +5,8 @@ import errno
 import os
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
 
 import filelock
 
@@ -73,13 +72,13 @@ def locked(path: Path, wait: float = -1) -> Iterator[None]:
         lock.release()
 
 
-def idx_shape(file: IO[bytes]) -> tuple[int, ...]:
+def idx_shape(read: Callable[[int], bytes]) -> tuple[int, ...]:
     """The shape of the bytes that follow, from the header of an idx file (yann.lecun.com/exdb/mnist).
 
-    Raises ValueError when `file` doesn't begin with one.
+    `read` gives the file's next bytes. Raises ValueError when they don't begin with one.
     """
-    magic = file.read(4)
-    sizes = file.read(4 * magic[3]) if len(magic) == 4 and magic[:3] == b"\0\0\x08" else b""
+    magic = read(4)
+    sizes = read(4 * magic[3]) if magic[:3] == b"\0\0\x08" and len(magic) == 4 else b""
     if not sizes or len(sizes) < 4 * magic[3]:
         raise ValueError("it doesn't begin as an idx file of bytes")
     return struct.unpack(f">{magic[3]}I", sizes)

@@ -353,17 +353,13 @@ class Store:
             return manifest.digest
         _, data = artifact.read(folder, manifest.digest)
         target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".new-"))
-        try:
-            scratch.chmod(0o775)
-            parent = self._previous()
-            artifact.save(scratch, data, msgspec.structs.replace(manifest, parent=parent))
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".new-") as scratch:
+            new = Path(scratch) / manifest.digest
+            new.mkdir()
+            artifact.save(new, data, msgspec.structs.replace(manifest, parent=self._previous()))
             if target.exists():
                 shutil.rmtree(target)
-            scratch.rename(target)
-        except BaseException:
-            shutil.rmtree(scratch, ignore_errors=True)
-            raise
+            new.rename(target)
         files.sync_folder(target.parent)
         return manifest.digest
 
@@ -423,8 +419,10 @@ class Store:
         return f"no model {self.model!r} in {self.root} (there: {', '.join(there) or 'none'}): run its search first"
 
 
-def explain(error: OSError, path: Path) -> str:
-    """A sentence for an OSError met while writing to `path`."""
+def explain(error: Exception, path: Path) -> str:
+    """What to tell a person of an error met while writing to `path`."""
+    if not isinstance(error, OSError):
+        return str(error)
     if error.errno == errno.ENOSPC:
         return f"no space left on the disk of {path}: free some (`gc` removes old models); nothing was lost"
     return f"can't write to {path}: {error.strerror}: check its owner and mode (uid and gid 1000 in a pod)"
@@ -535,12 +533,9 @@ def main(argv: list[str] | None = None, prog: str = "python3 -m modelkit.store",
         for line in run(Store(args.root, args.model), args):
             print(line)
         return 0
-    except (StoreError, artifact.ArtifactError, files.LockError) as error:
-        message = str(error)
-    except OSError as error:
-        message = explain(error, args.root)
-    print(f"error: {message}", file=sys.stderr)
-    return 1
+    except (StoreError, artifact.ArtifactError, files.LockError, OSError) as error:
+        print(f"error: {explain(error, args.root)}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

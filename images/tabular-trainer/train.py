@@ -180,7 +180,7 @@ class Learner:
         """All numbers that the next epoch depends on."""
         return np.concatenate([[self.network._optimizer.t, self.done], *(t.ravel() for t in self._tensors())])
 
-    def begin(self, layers: list[tuple[artifact.Array, artifact.Array] | None]) -> None:
+    def begin(self, layers: list[artifact.Layer | None]) -> None:
         """Start from these layers, as a model file has them, where they aren't None."""
         self.epoch()  # builds the network and the optimiser, whose numbers are then replaced
         for place, layer in enumerate(layers):
@@ -244,9 +244,8 @@ def main() -> None:
     features = [artifact.Feature(f.name, round(float(a), 3), round(float(b), 3), f.values) for f, a, b in ranges]
     contract = artifact.Input(dtype="float32", shape=[len(features)], features=features)
     with trial.Trial(args, model=path.stem, input=contract, classes=classes, data=data) as run:
-        shares = [np.delete(np.arange(len(data.rows)), fold) for fold in data.held]
-        if len(shares) > 1:
-            shares.append(np.arange(len(data.rows)))
+        everything = np.arange(len(data.rows))
+        shares = [np.delete(everything, fold) for fold in data.held] + [everything] * (data.estimator == "cv")
         learners = [Learner(args, contract, classes, data.rows[share], data.labels[share]) for share in shares]
         widths = [learners[0].rows.shape[1], *[args.units] * args.layers, len(classes)]
         if any(start := run.warm_start(list(itertools.pairwise(widths)))):

@@ -138,10 +138,13 @@ def test_the_metrics_file_has_a_line_for_each_epoch(trainer: Trainer, folder: Pa
 
 
 def test_an_epoch_as_accurate_as_the_best_at_a_lower_loss_is_an_improvement() -> None:
-    best = trial.Epoch(epoch=1, loss=1.0, accuracy=0.33, validation_loss=1.1, seconds=0.1)
-    assert trial.Epoch(epoch=2, loss=0.9, accuracy=0.33, validation_loss=1.0, seconds=0.1).better_than(best)
-    assert not trial.Epoch(epoch=2, loss=0.9, accuracy=0.33, validation_loss=1.1, seconds=0.1).better_than(best)
-    assert not trial.Epoch(epoch=2, loss=0.9, accuracy=0.32, validation_loss=0.5, seconds=0.1).better_than(best)
+    def best(*figures: tuple[float, float]) -> int:
+        lines = [trial.Epoch(number, 1.0, *pair, 0.1) for number, pair in enumerate(figures, 1)]
+        return trial.Trial.best.fget(SimpleNamespace(history=lines)).epoch
+
+    assert best((0.33, 1.1), (0.33, 1.0)) == 2
+    assert best((0.33, 1.1), (0.33, 1.1)) == 1
+    assert best((0.33, 1.1), (0.32, 0.5)) == 1
 
 
 def test_the_digest_of_the_data_is_told_without_training_and_is_the_manifests(

@@ -79,7 +79,7 @@ def test_the_promoted_model_scores_on_the_test_set_as_its_manifest_says(
 ) -> None:
     model = store.Store(trained[0], "iris").load()
     rows, labels = trainer.split(trainer.read_iris()).test
-    assert model.manifest.metrics.test == model.score(rows, labels, "test")
+    assert model.manifest.metrics.test == artifact.score(model.predict(rows), labels, "test")
 
 
 def test_no_row_is_both_learned_from_and_tested_on(trainer: ModuleType) -> None:
