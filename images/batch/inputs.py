@@ -177,7 +177,7 @@ class _Rows:
             try:
                 shape, self.dtype = files.idx_shape(self._file.read), np.dtype(np.uint8)
             except ValueError as error:
-                more = "nor is it named .npy, .csv or .parquet: those are read, .gz of them too"
+                more = "nor named .npy, .csv or .parquet: those are read, .gz of them too"
                 raise InputError(f"{path} is no idx file of bytes, {more}") from error
         self.count, self.shape = shape[0], tuple(shape[1:])
         self._start = self._file.tell()
