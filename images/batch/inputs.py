@@ -13,7 +13,6 @@ import glob
 import gzip
 import itertools
 import math
-import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
-from modelkit import artifact
+from modelkit import artifact, files
 
 CHUNK = 8192  # rows of an array or a Parquet file in memory at a time
 BLOCK = 2**20  # bytes of a CSV file in memory at a time
@@ -173,13 +172,13 @@ class _Rows:
             shape, fortran, self.dtype = header(self._file)
             if fortran or self.dtype.kind not in "fiu":
                 raise InputError(f"{path}: expected numbers, row by row (C order), got {self.dtype}")
-        elif magic[:3] == b"\0\0\x08" and len(magic) == 8:
-            more = self._file.read(4 * (magic[3] - 1))
-            shape, self.dtype = struct.unpack(f">{magic[3]}I", magic[4:] + more), np.dtype(np.uint8)
         else:
-            raise InputError(
-                f"{path} is no idx file of bytes, nor named .npy, .csv or .parquet: those are read, .gz of them too"
-            )
+            self._file.seek(0)
+            try:
+                shape, self.dtype = files.idx_shape(self._file.read), np.dtype(np.uint8)
+            except ValueError as error:
+                more = "nor named .npy, .csv or .parquet: those are read, .gz of them too"
+                raise InputError(f"{path} is no idx file of bytes, {more}") from error
         self.count, self.shape = shape[0], tuple(shape[1:])
         self._start = self._file.tell()
 

@@ -36,7 +36,7 @@ class Network(nn.Sequential):
         self.shapes = [(m.in_features, m.out_features) for m in self if isinstance(m, nn.Linear)]
 
 
-def folded(network: Network, tensors: dict[str, Tensor]) -> list[tuple[artifact.Array, artifact.Array]]:
+def folded(network: Network, tensors: dict[str, Tensor]) -> list[artifact.Layer]:
     """(weights [in, out], bias [out]) of each layer, with `tensors` for the network's own; normalisation folded in."""
     layers = []
     for index, module in enumerate(network):
@@ -128,21 +128,25 @@ class Training:
         count = len(self.images) // self.args.batch_size
         order = torch.randperm(len(self.images))[: count * self.args.batch_size].to(self.images.device)
         for rows in order.view(count, -1):
-            self.optimizer.param_groups[0]["lr"] = self._rate()
-            with self.precision:
-                logits = self.network(self._batch(rows))
-                loss = functional.cross_entropy(logits, self.labels[rows], label_smoothing=self.args.label_smoothing)
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
-            self.step += 1
+            total += self._learn(rows)
             # The average starts short, so that it isn't held back by the random beginning.
             torch._foreach_lerp_(averages, values, 1 - min(AVERAGE, (1 + self.step) / (10 + self.step)))
-            total += loss.detach()
         return float(total.item() / count)
 
+    def _learn(self, rows: Tensor) -> Tensor:
+        """One step on these images; its mean cross-entropy."""
+        self.optimizer.param_groups[0]["lr"] = self._rate()
+        with self.precision:
+            logits = self.network(self._batch(rows))
+            loss = functional.cross_entropy(logits, self.labels[rows], label_smoothing=self.args.label_smoothing)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.step += 1
+        return loss.detach()
+
     @torch.no_grad()
-    def begin(self, layers: list[tuple[artifact.Array, artifact.Array] | None]) -> None:
+    def begin(self, layers: list[artifact.Layer | None]) -> None:
         """Start from these layers, as a model file has them, where they aren't None; the others are as they were drawn.
 
         There is no normalisation in a file: it gets the spread and the mean that let it change nothing.
@@ -169,31 +173,24 @@ class Training:
         layers, scale = folded(self.network, self.average), np.full(1, 1 / self.deviation)
         return artifact.mlp(layers, self.args.activation, contract, classes, np.full(1, self.mean), scale)
 
+    def _all(self) -> list[Tensor]:
+        moments = (tensor for entry in self.optimizer.state.values() for tensor in entry.values())
+        return [*self.network.state_dict().values(), *self.average.values(), *moments]
+
     def state(self) -> dict[str, artifact.Array]:
         """All that the next epoch depends on."""
-        state = {f"network.{k}": v for k, v in self.network.state_dict().items()}
-        state |= {f"average.{k}": v for k, v in self.average.items()}
-        for index, entry in self.optimizer.state_dict()["state"].items():
-            state |= {f"optimizer.{index}.{k}": v for k, v in entry.items()}
+        state = {str(number): tensor for number, tensor in enumerate(self._all())}
         state |= {"random": torch.get_rng_state(), "step": torch.tensor(self.step)}
         if self.images.is_cuda:
             state["random.cuda"] = torch.cuda.get_rng_state()
-        return {k: v.cpu().numpy() for k, v in state.items()}
+        return {name: tensor.cpu().numpy() for name, tensor in state.items()}
 
     def restore(self, state: dict[str, artifact.Array]) -> None:
-        def part(prefix: str) -> dict[str, Tensor]:
-            names = [name for name in state if name.startswith(prefix)]
-            return {name.removeprefix(prefix): torch.from_numpy(state[name]) for name in names}
-
-        self.network.load_state_dict(part("network."))
-        for name, tensor in part("average.").items():
-            self.average[name].copy_(tensor)
-        entries: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in part("optimizer.").items():
-            index, key = name.split(".")
-            entries.setdefault(int(index), {})[key] = tensor
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": entries})
-        torch.set_rng_state(torch.from_numpy(state["random"]))
-        if self.images.is_cuda and "random.cuda" in state:
-            torch.cuda.set_rng_state(torch.from_numpy(state["random.cuda"]))
-        self.step = int(state["step"])
+        self._learn(torch.arange(self.args.batch_size, device=self.images.device))  # makes the optimiser's tensors
+        saved = {name: torch.from_numpy(array) for name, array in state.items()}
+        for number, tensor in enumerate(self._all()):
+            tensor.copy_(saved[str(number)])
+        torch.set_rng_state(saved["random"])
+        if self.images.is_cuda and "random.cuda" in saved:
+            torch.cuda.set_rng_state(saved["random.cuda"])
+        self.step = int(saved["step"])

@@ -14,13 +14,12 @@ Example: NAS_DATA=.nas/data python3 train.py --layers=2 --units=256 --lr=0.003 -
 import gzip
 import math
 import os
-import struct
 import sys
 import zlib
 from argparse import Namespace
 from pathlib import Path
 
-from modelkit import artifact, trial  # isort: skip - before numpy: it settles the number of threads
+from modelkit import artifact, files, trial  # isort: skip - before numpy: it settles the number of threads
 import numpy as np
 
 HOLDOUT = 6  # one training image in so many is held out
@@ -30,39 +29,38 @@ AUGMENTATIONS = ("none", "shift", "affine", "elastic")
 def read(folder: Path, part: str) -> tuple[artifact.Array, artifact.Array]:
     """Images uint8 [N, height, width] and labels int64 [N] of `part` (train or t10k), from idx files in `folder`."""
     arrays = []
-    for name, dimensions in (("images-idx3", 3), ("labels-idx1", 1)):
+    for name in ("images-idx3", "labels-idx1"):
         path = folder / f"{part}-{name}-ubyte.gz"
         try:
-            data = gzip.decompress(path.read_bytes())
-            magic, *shape = struct.unpack_from(f">{1 + dimensions}I", data)
-            if magic != 0x800 + dimensions:
-                raise ValueError(f"it doesn't begin as an idx file of bytes with {dimensions} dimensions")
-            arrays.append(np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions).reshape(shape))
-        except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
+            with gzip.open(path) as file:
+                shape = files.idx_shape(file.read)
+                arrays.append(np.frombuffer(file.read(), np.uint8).reshape(shape))
+        except (OSError, EOFError, ValueError, zlib.error) as error:
             sys.exit(f"error: {path} can't be read ({error}): `nas data --help` tells how to get it")
     images, labels = arrays
-    if len(images) != len(labels):
-        sys.exit(f"error: {folder} has {len(images)} images and {len(labels)} labels in its {part} files")
+    if images.ndim != 3 or labels.shape != images.shape[:1]:
+        sys.exit(
+            f"error: {folder}: its {part} files hold {images.shape} and {labels.shape}, not images and their labels"
+        )
     return images, labels.astype(np.int64)
 
 
 def arguments(words: list[str] | None = None) -> Namespace:
     parser = trial.argument_parser(__doc__)
-    parser.add_argument("--layers", type=trial.at_least(1), required=True, help="hidden layers")
-    parser.add_argument("--units", type=trial.at_least(1), required=True, help="units in each hidden layer")
-    parser.add_argument("--lr", type=float, required=True, help="AdamW's highest learning rate")
-    parser.add_argument("--activation", choices=list(artifact.ACTIVATIONS), default="relu", help="default: %(default)s")
-    parser.add_argument(
-        "--batch-size", type=trial.at_least(2), default=128, help="images in a step (default: %(default)s)"
-    )
-    parser.add_argument("--dropout", type=float, default=0.1, help="default: %(default)s")
-    parser.add_argument("--weight-decay", type=float, default=0.01, help="default: %(default)s")
-    parser.add_argument("--label-smoothing", type=float, default=0.0, help="default: %(default)s")
-    words_of = "shift: whole batches by a pixel; affine: each image; elastic: bent as well (default: %(default)s)"
-    parser.add_argument("--augmentation", choices=AUGMENTATIONS, default="shift", help=words_of)
-    parser.add_argument("--strength", type=float, default=1.0, help="of affine and elastic (default: %(default)s)")
-    parser.add_argument("--data", default="mnist", help="folder of idx files, in $NAS_DATA (default: %(default)s)")
-    parser.add_argument("--classes", default="0,1,2,3,4,5,6,7,8,9", help="names by label (default: the ten digits)")
+    add = parser.add_argument
+    add("--layers", type=trial.at_least(1), required=True, help="hidden layers")
+    add("--units", type=trial.at_least(1), required=True, help="units in each hidden layer")
+    add("--lr", type=float, required=True, help="AdamW's highest learning rate")
+    add("--activation", choices=list(artifact.ACTIVATIONS), default="relu", help="between layers")
+    add("--batch-size", type=trial.at_least(2), default=128, help="images in a step")
+    add("--dropout", type=float, default=0.1, help="share of units that are left out")
+    add("--weight-decay", type=float, default=0.01, help="AdamW's")
+    add("--label-smoothing", type=float, default=0.0, help="share of a label that all classes get")
+    way = "shift: whole batches by a pixel; affine: each image; elastic: bent as well"
+    add("--augmentation", choices=AUGMENTATIONS, default="shift", help=way)
+    add("--strength", type=float, default=1.0, help="of affine and elastic")
+    add("--data", default="mnist", help="folder of idx files, in $NAS_DATA")
+    add("--classes", default="0,1,2,3,4,5,6,7,8,9", help="names by label")
     return parser.parse_args(words)
 
 

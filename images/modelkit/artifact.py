@@ -4,11 +4,14 @@ Loading a model never runs code from it: no pickle, operators from an allow-list
 cap, and a digest checked on the very bytes the session is built from.
 """
 
+# ruff: noqa: A002 - `input` is the manifest's word
 import functools
 import hashlib
 import importlib.util
 import math
+import types
 from collections.abc import Sequence
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +32,8 @@ _NEXT = ".manifest.next"
 _OPSET, _IR_VERSION = 17, 8
 
 Array = npt.NDArray[Any]
+Layer = tuple[Array, Array]  # weights [in, out] and bias [out]
+Estimator = Literal["holdout", "cv", "test"]
 
 
 class ArtifactError(Exception):
@@ -94,7 +99,7 @@ class Scores(msgspec.Struct, frozen=True, omit_defaults=True):
     accuracy: float
     loss: float
     rows: int
-    estimator: Literal["holdout", "cv", "test"]
+    estimator: Estimator
 
 
 class Metrics(msgspec.Struct, frozen=True):
@@ -239,10 +244,6 @@ class Model:
         if answer.shape != (1, len(classes)) or not np.isfinite(answer).all() or abs(answer.sum() - 1) > 1e-3:
             raise ArtifactError(f"{self.manifest.digest[:12]}… doesn't answer with {len(classes)} probabilities a row")
 
-    def score(self, rows: Array, labels: Array, estimator: Literal["holdout", "cv", "test"]) -> Scores:
-        """Scores on rows [N, *shape] with class indices `labels` [N]."""
-        return score([self.predict(rows)], [labels], estimator)
-
 
 def predict(data: bytes, rows: Array) -> npt.NDArray[np.float32]:
     """Probabilities [N, classes] by the model file `data`, exactly as a server computes them (one thread)."""
@@ -251,31 +252,23 @@ def predict(data: bytes, rows: Array) -> npt.NDArray[np.float32]:
     return result
 
 
-def score(
-    probabilities: Sequence[Array], labels: Sequence[Array], estimator: Literal["holdout", "cv", "test"]
-) -> Scores:
-    """Pool predictions [N, classes] and class indices [N] of one or several splits.
-
-    Raises ArtifactError when a probability is not finite.
-    """
-    rows = sum(len(y) for y in labels)
-    correct, loss = 0, 0.0
-    for p, y in zip(probabilities, labels, strict=True):
-        if not np.isfinite(p).all():
-            raise ArtifactError("the model's probabilities are not finite: its training diverged")
-        correct += int((p.argmax(axis=1) == y).sum())
-        likelihood = p[np.arange(len(y)), y].astype(np.float64)
-        loss -= float(np.log(np.maximum(likelihood, np.finfo(np.float32).tiny)).sum())
-    return Scores(accuracy=correct / rows, loss=loss / rows, rows=rows, estimator=estimator)
+def score(probabilities: Array, labels: Array, estimator: Estimator) -> Scores:
+    """Of predictions [N, classes] for class indices [N]. Raises ArtifactError when a probability is not finite."""
+    if not np.isfinite(probabilities).all():
+        raise ArtifactError("the model's probabilities are not finite: its training diverged")
+    accuracy = float((probabilities.argmax(axis=1) == labels).mean())
+    likelihood = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    loss = -float(np.log(np.maximum(likelihood, np.finfo(np.float32).tiny)).mean())
+    return Scores(accuracy=accuracy, loss=loss, rows=len(labels), estimator=estimator)
 
 
-def widened(rows: Array, input: Input) -> Array:  # noqa: A002 - the manifest's word
+def widened(rows: Array, input: Input) -> Array:
     """Rows [N, features] with a column of 0 and 1 for each value of a category, after the plain columns."""
     plain, codes = _columns(input)
     return np.concatenate([rows[:, plain], *(rows[:, [column]] == code for column, code in codes)], axis=1)
 
 
-def _columns(input: Input) -> tuple[list[int], list[tuple[int, int]]]:  # noqa: A002
+def _columns(input: Input) -> tuple[list[int], list[tuple[int, int]]]:
     """The plain columns, and (column, code) for each value of a category."""
     features = input.features or []
     plain = [j for j, feature in enumerate(features) if feature.values is None]
@@ -283,18 +276,17 @@ def _columns(input: Input) -> tuple[list[int], list[tuple[int, int]]]:  # noqa: 
 
 
 def mlp(
-    layers: Sequence[tuple[Array, Array]],
+    layers: Sequence[Layer],
     activation: str,
-    input: Input,  # noqa: A002 - the manifest's word
+    input: Input,
     classes: Sequence[str],
     offset: Array | None = None,
     scale: Array | None = None,
 ) -> bytes:
     """Write a multi-layer perceptron as one self-contained ONNX file.
 
-    softmax(Gemm(... activation(Gemm((float(rows) - offset) * scale)))): `layers` are (weights [in, out], bias
-    [out]), `offset` and `scale` broadcast against a row, which is first `widened` where its input has categories.
-    Raises ArtifactError for weights that aren't finite.
+    softmax(Gemm(... activation(Gemm((float(rows) - offset) * scale)))): `offset` and `scale` broadcast against a row,
+    which is first `widened` where its input has categories. Raises ArtifactError for weights that aren't finite.
     """
     from onnx import TensorProto, helper, numpy_helper
 
@@ -302,65 +294,47 @@ def mlp(
         raise ArtifactError(f"activation {activation!r}: expected one of {', '.join(ACTIVATIONS)}")
     nodes: list[Any] = []
     tensors: list[Any] = []
-    last = input.name
-    settings: dict[str, dict[str, Any]] = {"Cast": {"to": TensorProto.FLOAT}, "Softmax": {"axis": -1}}
 
-    def node(operator: str, *constants: Array) -> None:
-        nonlocal last
-        names = [f"{operator.lower()}{len(nodes)}_{index}" for index in range(len(constants))]
-        for name, constant in zip(names, constants, strict=True):
-            if not np.isfinite(constant).all():
-                raise ArtifactError("the model's weights are not finite: its training diverged")
-            tensors.append(numpy_helper.from_array(np.ascontiguousarray(constant, np.float32), name))
+    def node(operator: str, *inputs: str | Array, **settings: Any) -> str:
+        """Add a node of the outputs and constants that it takes; the name of its output."""
+        names = [name if isinstance(name, str) else f"c{len(tensors) + i}" for i, name in enumerate(inputs)]
+        for name, constant in zip(names, inputs, strict=True):
+            if not isinstance(constant, str):
+                if not np.isfinite(constant).all():
+                    raise ArtifactError("the model's weights are not finite: its training diverged")
+                kind = np.int64 if constant.dtype.kind == "i" else np.float32
+                tensors.append(numpy_helper.from_array(np.ascontiguousarray(constant, kind), name))
         output = f"{operator.lower()}{len(nodes)}"
-        nodes.append(helper.make_node(operator, [last, *names], [output], **settings.get(operator, {})))
-        last = output
+        nodes.append(helper.make_node(operator, names, [output], **settings))
+        return output
 
-    if input.dtype != "float32":
-        node("Cast")
+    last = input.name if input.dtype == "float32" else node("Cast", input.name, to=TensorProto.FLOAT)
     plain, codes = _columns(input)
     if codes:
-        for name, array in (
-            ("plain", np.array(plain, np.int64)),
-            ("categories", np.array([column for column, _ in codes], np.int64)),
-            ("codes", np.array([code for _, code in codes], np.float32)),
-        ):
-            tensors.append(numpy_helper.from_array(array, name))
-        nodes += [
-            helper.make_node("Gather", [last, "plain"], ["numbers"], axis=1),
-            helper.make_node("Gather", [last, "categories"], ["repeated"], axis=1),
-            helper.make_node("Equal", ["repeated", "codes"], ["equal"]),
-            helper.make_node("Cast", ["equal"], ["one_hot"], to=TensorProto.FLOAT),
-            helper.make_node("Concat", ["numbers", "one_hot"], ["wide"], axis=1),
-        ]
-        last = "wide"
+        repeated = node("Gather", last, np.array([column for column, _ in codes]), axis=1)
+        equal = node("Equal", repeated, np.array([code for _, code in codes], np.float32))
+        one_hot = node("Cast", equal, to=TensorProto.FLOAT)
+        last = node("Concat", node("Gather", last, np.array(plain, np.int64), axis=1), one_hot, axis=1)
     if offset is not None:
-        node("Sub", offset)
+        last = node("Sub", last, offset)
     if scale is not None:
-        node("Mul", scale)
-    hidden = ACTIVATIONS[activation]
+        last = node("Mul", last, scale)
     for index, (weights, bias) in enumerate(layers):
-        node("Gemm", weights, bias)
-        if hidden and index < len(layers) - 1:
-            node(hidden)
-    node("Softmax")
+        last = node("Gemm", last, weights, bias)
+        if (hidden := ACTIVATIONS[activation]) and index < len(layers) - 1:
+            last = node(hidden, last)
+    last = node("Softmax", last, axis=-1)
     dtype = {"float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8}[input.dtype]
-    graph = helper.make_graph(
-        nodes,
-        "mlp",
-        [helper.make_tensor_value_info(input.name, dtype, ["rows", *input.shape])],
-        [helper.make_tensor_value_info(last, TensorProto.FLOAT, ["rows", len(classes)])],
-        tensors,
-    )
-    model = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION, producer_name="nas"
-    )
+    takes = helper.make_tensor_value_info(input.name, dtype, ["rows", *input.shape])
+    answers = helper.make_tensor_value_info(last, TensorProto.FLOAT, ["rows", len(classes)])
+    graph, opsets = helper.make_graph(nodes, "mlp", [takes], [answers], tensors), [helper.make_opsetid("", _OPSET)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION, producer_name="nas")
     helper.set_model_props(model, {CONTRACT: msgspec.json.encode(Contract(input, list(classes))).decode()})
     return bytes(model.SerializeToString())
 
 
-def layers(data: bytes) -> list[tuple[Array, Array]]:
-    """(weights [in, out], bias [out]) of each layer in a file that `mlp` wrote."""
+def layers(data: bytes) -> list[Layer]:
+    """The layers in a file that `mlp` wrote."""
     from onnx import numpy_helper
 
     graph = _messages().ModelProto.FromString(data).graph
@@ -420,10 +394,7 @@ def _manifest(folder: Path, actual: str) -> Manifest:
             manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
         except FileNotFoundError:
             continue
-        except OSError as error:
-            problem = f"can't be read: {error.strerror}"
-            continue
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
             problem = f"is damaged: {error}"
             continue
         if manifest.schema_version > SCHEMA_VERSION:
@@ -437,21 +408,18 @@ def _manifest(folder: Path, actual: str) -> Manifest:
 def _check(path: Path, data: bytes, manifest: Manifest) -> None:
     from google.protobuf.message import DecodeError
 
-    onnx = _messages()
     try:
-        model = onnx.ModelProto.FromString(data)
+        model = _messages().ModelProto.FromString(data)
     except DecodeError as error:
         raise ArtifactError(f"{path} is not an ONNX file") from error
     graph = model.graph
     foreign = {node.domain or node.op_type for node in graph.node if node.domain or node.op_type not in OPERATORS}
     if foreign:
         raise ArtifactError(f"{path} uses operators that are not allowed: {', '.join(sorted(foreign))}")
-    nested = any(
-        a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for n in graph.node for a in n.attribute
-    )
+    nested = any(a.HasField("g") or a.graphs for node in graph.node for a in node.attribute)
     if nested or model.functions or model.training_info or graph.sparse_initializer:
         raise ArtifactError(f"{path} holds more than a plain graph")
-    if any(tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data for tensor in graph.initializer):
+    if any(tensor.data_location == tensor.EXTERNAL or tensor.external_data for tensor in graph.initializer):
         raise ArtifactError(f"{path} keeps weights in another file")
     text = {entry.key: entry.value for entry in model.metadata_props}.get(CONTRACT, "")
     try:
@@ -467,13 +435,10 @@ def _messages() -> Any:
     """ONNX's protobuf messages alone: `import onnx` would be a third of a server's cold start."""
     package = importlib.util.find_spec("onnx")
     assert package
-    assert package.submodule_search_locations
-    path = Path(package.submodule_search_locations[0]) / "onnx_ml_pb2.py"
-    spec = importlib.util.spec_from_file_location("onnx.onnx_ml_pb2", path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    assert package.origin
+    loader = SourceFileLoader("onnx.onnx_ml_pb2", str(Path(package.origin).with_name("onnx_ml_pb2.py")))
+    module = types.ModuleType(loader.name)
+    loader.exec_module(module)
     return module
 
 

@@ -3,7 +3,8 @@
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _LOCKLESS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
@@ -59,20 +60,26 @@ def locked(path: Path, wait: float = -1) -> Iterator[None]:
         lock.acquire()
     except filelock.Timeout as error:
         raise LockError(f"{path} is held by another process") from error
-    except NotImplementedError as error:
-        raise LockError(_no_locks(path)) from error
-    except OSError as error:
-        if error.errno in _LOCKLESS:
-            raise LockError(_no_locks(path)) from error
-        raise
+    except (NotImplementedError, OSError) as error:
+        if getattr(error, "errno", errno.ENOSYS) not in _LOCKLESS:
+            raise
+        raise LockError(
+            f"{path.parent}: this file system has no file locks, so two trials could overwrite each other; "
+            "put the store on one that has (a local disk, or NFS with its lock service)"
+        ) from error
     try:
         yield
     finally:
         lock.release()
 
 
-def _no_locks(path: Path) -> str:
-    return (
-        f"{path.parent}: this file system has no file locks, so two trials could overwrite each other; "
-        "put the store on one that has (a local disk, or NFS with its lock service)"
-    )
+def idx_shape(read: Callable[[int], bytes]) -> tuple[int, ...]:
+    """The shape of the bytes that follow, from the header of an idx file (yann.lecun.com/exdb/mnist).
+
+    `read` gives the file's next bytes. Raises ValueError when they don't begin with one.
+    """
+    magic = read(4)
+    sizes = read(4 * magic[3]) if magic[:3] == b"\0\0\x08" and len(magic) == 4 else b""
+    if not sizes or len(sizes) < 4 * magic[3]:
+        raise ValueError("it doesn't begin as an idx file of bytes")
+    return struct.unpack(f">{magic[3]}I", sizes)

@@ -18,9 +18,9 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
@@ -29,6 +29,7 @@ from modelkit.artifact import Gate
 
 OFFERED = ".offered"
 DAY = 24 * 3600.0
+Decision = Literal["promoted", "kept", "recorded", "refused", "pinned", "rolled back", "unpinned"]
 
 
 class StoreError(Exception):
@@ -44,7 +45,7 @@ class Event(msgspec.Struct, omit_defaults=True):
     """
 
     time: str
-    event: Literal["promoted", "kept", "recorded", "refused", "pinned", "rolled back", "unpinned"]
+    event: Decision
     digest: str
     reason: str
     previous: str | None = None
@@ -100,7 +101,7 @@ class Store:
         """The version `digest`, or CURRENT. Raises StoreError when there is none, ArtifactError when it is broken."""
         chosen = digest or self.current()
         if chosen is None:
-            raise StoreError(self._nothing())
+            raise StoreError(self.nothing())
         try:
             return artifact.load(self.version(chosen), chosen, threads)
         except artifact.ArtifactError as error:
@@ -111,14 +112,16 @@ class Store:
     def entries(self) -> list[Entry]:
         """Versions and trials' models that can be read, newest first. Broken ones: see `verify`."""
         found = {}
-        for folder, version in [(f, False) for f in self._trials()] + [(f, True) for f in self._versions()]:
+        for folder, version in [(f, False) for f in self._trials()] + [(f, True) for f in self.versions()]:
             with contextlib.suppress(artifact.ArtifactError):
                 manifest, _ = artifact.read(folder)
                 found[manifest.digest] = Entry(folder, manifest, version)
         return sorted(found.values(), key=lambda entry: entry.manifest.created, reverse=True)
 
-    def find(self, prefix: str) -> Entry:
-        """The model whose digest starts with `prefix`. Raises StoreError when none or several do."""
+    def find(self, prefix: str | None = None) -> Entry:
+        """The model whose digest starts with `prefix` (None: CURRENT). Raises StoreError when none or several do."""
+        if not (prefix := prefix or self.current()):
+            raise StoreError(self.nothing())
         matches = [entry for entry in self.entries() if entry.manifest.digest.startswith(prefix.lower())]
         if len(matches) == 1:
             return matches[0]
@@ -131,10 +134,7 @@ class Store:
 
         A parent that is gone ends the list by its digest alone. Raises StoreError when there is no such model.
         """
-        digest = prefix or self.current()
-        if digest is None:
-            raise StoreError(self._nothing())
-        entry = self.find(digest)
+        entry = self.find(prefix)
         line: list[Entry | str] = [entry]
         known = {other.manifest.digest: other for other in self.entries() if other.version}
         while parent := entry.manifest.parent:
@@ -164,7 +164,7 @@ class Store:
     def verify(self) -> list[str]:
         """What is wrong with versions, CURRENT and PINNED: one sentence each, none when all is well."""
         problems = []
-        for folder in self._versions():
+        for folder in self.versions():
             try:
                 artifact.load(folder, folder.name)
             except artifact.ArtifactError as error:
@@ -177,23 +177,23 @@ class Store:
 
     # Writing
 
-    def offer(self, folder: Path, gate: Gate | None = None, ground: Ground | None = None) -> Event:
-        """Propose the model in a trial's `folder`; promote it when it passes the gate its manifest asks for, or `gate`.
+    def offer(self, folder: Path, ground: Ground | None = None) -> Event:
+        """Propose the model in a trial's `folder`; promote it when it passes the gate its manifest asks for.
 
         Models of trials that were killed before they could offer are judged first. Raises StoreError, LockError,
         OSError.
         """
         folder = folder.resolve()
         with self._locked():
-            self._adopt(gate, ground, offering=folder)
-            return self._judge(folder, gate, ground)
+            self._adopt(ground, offering=folder)
+            return self._judge(folder, ground)
 
-    def adopt(self, gate: Gate | None = None) -> list[Event]:
+    def adopt(self) -> list[Event]:
         """Offer the models of trials that were killed before they could. Raises as `offer`."""
-        if not any(not (folder / OFFERED).exists() for folder in self._trials()):
+        if all((folder / OFFERED).exists() for folder in self._trials()):
             return []
         with self._locked():
-            return self._adopt(gate, None)
+            return self._adopt(None)
 
     def refuse(self, folder: Path, reason: str) -> Event:
         """Record that the model in a trial's `folder` is not to be promoted. Raises as `offer`."""
@@ -249,7 +249,7 @@ class Store:
             needed = {self.current(), self.pinned(), *list(dict.fromkeys(reversed(promoted)))[:keep]}
             idle = [folder for folder in self._trials() if (folder / OFFERED).exists() and not _busy(folder)]
             unfinished = self.folder.glob("versions/.new-*")  # by a process that was killed
-            for folder in [*(f for f in self._versions() if f.name not in needed), *idle, *unfinished]:
+            for folder in [*(f for f in self.versions() if f.name not in needed), *idle, *unfinished]:
                 if time.time() - folder.stat().st_mtime >= older_than:
                     shutil.rmtree(folder)
                     removed.append(folder)
@@ -257,7 +257,7 @@ class Store:
 
     # Inside the lock
 
-    def _adopt(self, gate: Gate | None, ground: Ground | None, offering: Path | None = None) -> list[Event]:
+    def _adopt(self, ground: Ground | None, offering: Path | None = None) -> list[Event]:
         events = []
         for folder in self._trials():
             if folder.resolve() == offering or not self._comparable(folder, ground):
@@ -265,7 +265,7 @@ class Store:
             # The lock is free when the trial's process is gone; held meanwhile, a restarted one waits for it.
             with contextlib.suppress(files.LockError), files.locked(folder / ".lock", wait=0):
                 if not (folder / OFFERED).exists():
-                    events.append(self._judge(folder, gate, ground))
+                    events.append(self._judge(folder, ground))
         return events
 
     def _comparable(self, folder: Path, ground: Ground | None) -> bool:
@@ -277,7 +277,7 @@ class Store:
         except (artifact.ArtifactError, StoreError):
             return True
 
-    def _judge(self, folder: Path, gate: Gate | None, ground: Ground | None) -> Event:
+    def _judge(self, folder: Path, ground: Ground | None) -> Event:
         try:
             model = artifact.load(folder)
             model.check_answer()
@@ -285,7 +285,7 @@ class Store:
         except artifact.ArtifactError as error:
             event = Event(_now(), "refused", "", str(error))
         else:
-            event = self._decide(challenger, challenger.gate or gate or Gate(), ground)
+            event = self._decide(challenger, challenger.gate or Gate(), ground)
             if event.event == "promoted":
                 self._commit(folder, challenger)
                 self._point("CURRENT", challenger.digest)
@@ -299,58 +299,49 @@ class Store:
         return event
 
     def _decide(self, challenger: artifact.Manifest, gate: Gate, ground: Ground | None) -> Event:
-        event = Event(_now(), "promoted", challenger.digest, "the first model", previous=self.current())
+        event = Event(_now(), "kept", challenger.digest, "", previous=self.current())
         event.accuracy, event.data_digest = challenger.metrics.validation.accuracy, challenger.data_digest
+        event.event, event.reason = self._verdict(event, challenger, gate, ground)
+        if event.current_learned:
+            share = f"{event.current_learned:.0%}"
+            event.reason += f"; the current model had learned from about {share} of the rows compared"
+        return event
+
+    def _verdict(
+        self, event: Event, challenger: artifact.Manifest, gate: Gate, ground: Ground | None
+    ) -> tuple[Decision, str]:
+        """What becomes of a challenger, and why; `event` gets the figures that decide."""
         if self.pinned():
-            event.event, event.reason = "recorded", "a version is pinned; `unpin` lets offers decide again"
-            return event
+            return "recorded", "a version is pinned; `unpin` lets offers decide again"
         if gate.policy == "manual":
-            event.event, event.reason = "recorded", "the policy is manual; `promote` makes it current"
-            return event
+            return "recorded", "the policy is manual; `promote` makes it current"
         if event.previous is None:
-            return event
+            return "promoted", "the first model"
         try:
             champion = self.load()
         except artifact.ArtifactError as error:
-            event.reason = f"the current version is broken: {error}"
-            return event
+            return "promoted", f"the current version is broken: {error}"
         held = champion.manifest
         if (held.input.contract, held.classes) != (challenger.input.contract, challenger.classes):
-            event.event, event.reason = (
-                "refused",
-                "its input or classes differ from the current model's; `promote` it",
-            )
-            return event
+            return "refused", "its input or classes differ from the current model's; `promote` it"
         if held.data_digest == challenger.data_digest:
             event.current_accuracy, outcomes = held.metrics.validation.accuracy, held.outcomes
         elif ground and ground.data_digest == challenger.data_digest:
             outcomes = ground.outcomes(champion)
             event.current_accuracy, event.current_learned = outcomes.accuracy, ground.seen(held)
         else:
-            event.event, event.reason = (
-                "refused",
-                "it was measured on other data than the current model; `promote` it",
-            )
-            return event
-        gain = event.accuracy - event.current_accuracy
-        event.event = "kept"
+            return "refused", "it was measured on other data than the current model; `promote` it"
+        gain = challenger.metrics.validation.accuracy - event.current_accuracy
         if gain <= 0:
-            event.reason = "the current model is still the best"
-        elif gain < gate.min_improvement - 1e-12:
-            event.reason = "the gain is below the minimum"
-        elif challenger.experiment == held.experiment:
-            event.event, event.reason = "promoted", "better than the search's best so far"
-        else:
-            event.p_value = challenger.outcomes.chance(outcomes)
-            if event.p_value <= gate.significance:
-                event.event, event.reason = "promoted", f"better than the current model (p = {event.p_value:.2g})"
-            else:
-                event.reason = f"the gain may be luck (p = {event.p_value:.2g}, above {gate.significance:g})"
-        if event.current_learned:
-            event.reason += (
-                f"; the current model had learned from about {event.current_learned:.0%} of the rows compared"
-            )
-        return event
+            return "kept", "the current model is still the best"
+        if gain < gate.min_improvement - 1e-12:
+            return "kept", "the gain is below the minimum"
+        if challenger.experiment == held.experiment:
+            return "promoted", "better than the search's best so far"
+        event.p_value = challenger.outcomes.chance(outcomes)
+        if event.p_value > gate.significance:
+            return "kept", f"the gain may be luck (p = {event.p_value:.2g}, above {gate.significance:g})"
+        return "promoted", f"better than the current model (p = {event.p_value:.2g})"
 
     def _commit(self, folder: Path, manifest: artifact.Manifest) -> str:
         """Copy a model into versions/, whole or not at all; a broken version of the same digest is replaced."""
@@ -362,21 +353,17 @@ class Store:
         target.parent.mkdir(parents=True, exist_ok=True)
         import tempfile
 
-        scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".new-"))
-        try:
-            scratch.chmod(0o775)
-            parent = self._previous()
-            artifact.save(scratch, data, msgspec.structs.replace(manifest, parent=parent))
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".new-") as scratch:
+            new = Path(scratch) / manifest.digest
+            new.mkdir()
+            artifact.save(new, data, msgspec.structs.replace(manifest, parent=self._previous()))
             if target.exists():
                 shutil.rmtree(target)
-            scratch.rename(target)
-        except BaseException:
-            shutil.rmtree(scratch, ignore_errors=True)
-            raise
+            new.rename(target)
         files.sync_folder(target.parent)
         return manifest.digest
 
-    def _pin(self, digest: str, event: Literal["pinned", "rolled back"], reason: str) -> Event:
+    def _pin(self, digest: str, event: Decision, reason: str) -> Event:
         previous = self._previous()
         self._point("PINNED", digest)
         self._point("CURRENT", digest)
@@ -394,11 +381,8 @@ class Store:
     def _record(self, event: Event) -> Event:
         path = self.folder / "history.jsonl"
         with path.open("ab+") as file:
-            if file.tell():
-                file.seek(-1, 2)
-                torn = file.read(1) != b"\n"
-            else:
-                torn = False
+            file.seek(max(0, file.tell() - 1))
+            torn = file.read() not in (b"", b"\n")
             file.write(b"\n" * torn + msgspec.json.encode(event) + b"\n")
         return event
 
@@ -407,14 +391,14 @@ class Store:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StoreError(_unwritable(self.folder, error)) from error
+            raise StoreError(explain(error, self.folder)) from error
         with files.locked(self.folder / ".lock"):
             yield
 
     def _trials(self) -> list[Path]:
         return sorted(path.parent for path in self.folder.glob(f"trials/*/*/{artifact.MODEL_FILE}"))
 
-    def _versions(self) -> list[Path]:
+    def versions(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("versions/*") if re.fullmatch(r"[0-9a-f]{64}", path.name))
 
     def _line(self, name: str) -> str | None:
@@ -428,21 +412,19 @@ class Store:
             raise StoreError(f"{self.folder / name} is damaged: `promote DIGEST` writes it anew")
         return text
 
-    def _nothing(self) -> str:
+    def nothing(self) -> str:
         if self.folder.is_dir():
             return f"no model of {self.model!r} has been promoted yet in {self.root}: run its search first"
         there = sorted(path.name for path in self.root.glob("*") if (path / "CURRENT").exists())
         return f"no model {self.model!r} in {self.root} (there: {', '.join(there) or 'none'}): run its search first"
 
 
-def explain(error: OSError, path: Path) -> str:
-    """A sentence for an OSError met while writing to `path`."""
+def explain(error: Exception, path: Path) -> str:
+    """What to tell a person of an error met while writing to `path`."""
+    if not isinstance(error, OSError):
+        return str(error)
     if error.errno == errno.ENOSPC:
         return f"no space left on the disk of {path}: free some (`gc` removes old models); nothing was lost"
-    return _unwritable(path, error)
-
-
-def _unwritable(path: Path, error: OSError) -> str:
     return f"can't write to {path}: {error.strerror}: check its owner and mode (uid and gid 1000 in a pod)"
 
 
@@ -461,108 +443,100 @@ def _now() -> str:
 # Command line: `python3 -m modelkit.store list --model iris`
 
 
-def _list(store: Store, _: argparse.Namespace) -> int:
-    current, pinned = store.current(), store.pinned()
-    print(f"{'':8} {'DIGEST':12} {'ACCURACY':8} {'TEST':8} {'CREATED':19} FROM")
-    for entry in sorted(store.entries(), key=lambda entry: entry.manifest.digest != current):
-        manifest = entry.manifest
-        mark = "current" if manifest.digest == current else "version" if entry.version else "trial"
-        mark = "pinned" if manifest.digest == pinned else mark
-        test = f"{manifest.metrics.test.accuracy:.4f}" if manifest.metrics.test else "-"
-        accuracy, made = f"{manifest.metrics.validation.accuracy:.4f}", manifest.created[:19]
-        print(f"{mark:8} {manifest.digest[:12]} {accuracy:8} {test:8} {made} {manifest.trial}")
-    return 0
+def _list(store: Store, _: argparse.Namespace) -> Iterator[str]:
+    marks = {store.current(): "current"} | {store.pinned(): "pinned"}
+    yield f"{'':8} {'DIGEST':12} {'ACCURACY':8} {'TEST':8} {'CREATED':19} FROM"
+    for entry in sorted(store.entries(), key=lambda entry: entry.manifest.digest not in marks):
+        m, scores = entry.manifest, entry.manifest.metrics
+        mark = marks.get(m.digest, "version" if entry.version else "trial")
+        test = f"{scores.test.accuracy:.4f}" if scores.test else "-"
+        yield f"{mark:8} {m.digest[:12]} {scores.validation.accuracy:<8.4f} {test:8} {m.created[:19]} {m.trial}"
 
 
-def _show(store: Store, args: argparse.Namespace) -> int:
-    digest = args.digest or store.current()
-    if digest is None:
-        raise StoreError(store._nothing())
-    told = msgspec.to_builtins(store.find(digest).manifest)
-    del told["outcomes"]  # bits of validation rows, for comparisons alone
-    print(msgspec.json.format(msgspec.json.encode(told)).decode())
-    return 0
+def _show(store: Store, args: argparse.Namespace) -> Iterator[str]:
+    told = msgspec.to_builtins(store.find(args.of).manifest)
+    for about_rows in ("outcomes", "learned"):  # for comparisons alone
+        told.pop(about_rows, None)
+    yield msgspec.json.format(msgspec.json.encode(told)).decode()
 
 
-def _lineage(store: Store, args: argparse.Namespace) -> int:
-    for ancestor in store.lineage(args.digest):
+def _lineage(store: Store, args: argparse.Namespace) -> Iterator[str]:
+    for ancestor in store.lineage(args.of):
         if isinstance(ancestor, str):
-            print(f"{ancestor[:12]}  is no longer in the store")
+            yield f"{ancestor[:12]}  is no longer in the store"
             break
         m = ancestor.manifest
-        print(f"{m.digest[:12]}  accuracy {m.metrics.validation.accuracy:.4f}, made {m.created[:19]}")
-        print(f"  trial       {m.experiment}/{m.trial}, epoch {m.epoch} of {m.epochs_run}, seed {m.seed}")
-        print(f"  parameters  {', '.join(f'{name}={value}' for name, value in m.parameters.items())}")
-        print(f"  data        {m.data_digest[:12]}, {m.metrics.validation.rows} validation rows")
-        print(f"  image       {m.image or 'not told'}")
-    return 0
+        yield f"{m.digest[:12]}  accuracy {m.metrics.validation.accuracy:.4f}, made {m.created[:19]}"
+        yield f"  trial       {m.experiment}/{m.trial}, epoch {m.epoch} of {m.epochs_run}, seed {m.seed}"
+        yield f"  parameters  {', '.join(f'{name}={value}' for name, value in m.parameters.items())}"
+        yield f"  data        {m.data_digest[:12]}, {m.metrics.validation.rows} validation rows"
+        yield f"  image       {m.image or 'not told'}"
 
 
-def _verify(store: Store, _: argparse.Namespace) -> int:
-    if store.current() is None and not store._versions():
-        raise StoreError(store._nothing())
-    problems = store.verify()
-    print("\n".join(problems) or f"{len(store._versions())} versions of {store.model}: all whole")
-    return 1 if problems else 0
+def _verify(store: Store, _: argparse.Namespace) -> Iterator[str]:
+    versions = store.versions()
+    if store.current() is None and not versions:
+        raise StoreError(store.nothing())
+    if problems := store.verify():
+        raise StoreError("\n".join(problems))
+    yield f"{len(versions)} versions of {store.model}: all whole"
 
 
-def _gc(store: Store, args: argparse.Namespace) -> int:
+def _gc(store: Store, args: argparse.Namespace) -> list[str]:
     removed = store.gc(args.keep, args.older_than * DAY)
-    print("\n".join(f"removed {path}" for path in removed) or "nothing to remove")
-    return 0
+    return [f"removed {path}" for path in removed] or ["nothing to remove"]
 
 
-def _history(store: Store, _: argparse.Namespace) -> int:
-    for event in store.history():
-        print(msgspec.json.encode(event).decode())
-    return 0
-
-
-def _tell(event: Event) -> int:
+def _told(event: Event) -> list[str]:
     back = f"{event.digest[:12]} is current again, and pinned; `unpin` lets offers decide"
-    print(back if event.event == "rolled back" else f"{event.event} {event.digest[:12]}: {event.reason}")
-    return 0
+    return [back if event.event == "rolled back" else f"{event.event} {event.digest[:12]}: {event.reason}"]
+
+
+# What each takes, runs and does.
+COMMANDS: dict[str, tuple[str, Callable[[Store, argparse.Namespace], Iterable[str]], str]] = {
+    "list": ("", _list, "versions and trials' models: the current one, then newest first"),
+    "show": ("[DIGEST]", _show, "a model's manifest"),
+    "lineage": ("[DIGEST]", _lineage, "where a model comes from, back to the first ancestor"),
+    "history": (
+        "",
+        lambda s, _: (msgspec.json.encode(e).decode() for e in s.history()),
+        "every decision, as JSON lines",
+    ),
+    "offer": ("FOLDER", lambda s, a: _told(s.offer(Path(a.of))), "propose the model in a trial's folder"),
+    "promote": ("DIGEST", lambda s, a: _told(s.promote(a.of)), "make a model current, and pin it"),
+    "rollback": ("", lambda s, _: _told(s.rollback()), "go back to the version before the current one, and pin it"),
+    "unpin": ("", lambda s, _: _told(s.unpin()), "let offers decide again"),
+    "verify": ("", _verify, "check every version; exit status 1 if one is broken"),
+    "gc": ("", _gc, "remove old versions and trials: never what is served, pinned or young"),
+}
 
 
 def main(argv: list[str] | None = None, prog: str = "python3 -m modelkit.store", root: Path = Path("/model")) -> int:
     """The store's command line. Returns the exit status: 1 for an error or a store that isn't whole."""
-    parser = argparse.ArgumentParser(prog=prog, description="Look after the models in a store.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def command(name: str, run: Callable[[Store, argparse.Namespace], int], text: str, example: str = "") -> Any:
-        words = f"{prog} {name} --model iris {example}".rstrip()
-        sub = commands.add_parser(name, help=text, description=text, epilog=f"Example: {words}")
-        sub.add_argument("--model", required=True, help="the model's name, for example iris")
-        sub.add_argument("--root", type=Path, default=root, help="the store's folder (default: %(default)s)")
-        sub.set_defaults(run=run)
-        return sub
-
-    command("list", _list, "List versions and trials' models: the current one, then newest first.")
-    show = command("show", _show, "Print a model's manifest.", "3f2a")
-    show.add_argument("digest", nargs="?", help="the digest, or enough of its start (default: the current one's)")
-    lineage = command("lineage", _lineage, "Tell where a model comes from, back to the first ancestor.", "3f2a")
-    lineage.add_argument("digest", nargs="?", help="the digest, or enough of its start (default: the current one's)")
-    offer = command("offer", lambda s, a: _tell(s.offer(a.folder)), "Propose the model in a trial's folder.", "FOLDER")
-    offer.add_argument("folder", type=Path)
-    promote = command("promote", lambda s, a: _tell(s.promote(a.digest)), "Make a model current and pin it.", "3f2a")
-    promote.add_argument("digest", help="the digest, or enough of its start")
-    command("rollback", lambda s, _: _tell(s.rollback()), "Go back to the version before the current one, and pin it.")
-    command("unpin", lambda s, _: _tell(s.unpin()), "Let offers decide again.")
-    command("verify", _verify, "Check every version; exit status 1 if one is broken.")
-    gc = command("gc", _gc, "Remove old versions and trials: never what is served, pinned or young.", "--keep 3")
-    gc.add_argument("--keep", type=int, default=5, help="promoted versions to keep (default: %(default)s)")
-    gc.add_argument("--older-than", type=float, default=1, metavar="DAYS", help="keep what is younger (default: 1)")
-    command("history", _history, "Print every decision with its reason, as JSON lines.")
-    args = parser.parse_args(argv)
+    lines = [f"  {f'{name} {takes}':18} {text}" for name, (takes, _, text) in COMMANDS.items()]
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="\n".join(["Look after the models in a store.", "", *lines]),
+        epilog=f"Example: {prog} promote 3f2a --model iris",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those above")
+    parser.add_argument("of", nargs="?", metavar="DIGEST", help="enough of its start (default: the current one's)")
+    parser.add_argument("--model", required=True, help="the model's name, for example iris")
+    parser.add_argument("--root", type=Path, default=root, help="the store's folder (default: %(default)s)")
+    parser.add_argument("--keep", type=int, default=5, help="gc: promoted versions to keep (default: %(default)s)")
+    parser.add_argument("--older-than", type=float, default=1, metavar="DAYS", help="gc: keep what is younger (1)")
+    args = parser.parse_intermixed_args(argv)
+    takes, run, _ = COMMANDS[args.command]
+    if (args.of and not takes) or (takes.isalpha() and not args.of):
+        parser.error(f"{args.command} takes {takes or 'nothing more'}")
     try:
-        status: int = args.run(Store(args.root, args.model), args)
-        return status
-    except (StoreError, artifact.ArtifactError, files.LockError) as error:
-        message = str(error)
-    except OSError as error:
-        message = explain(error, args.root)
-    print(f"error: {message}", file=sys.stderr)
-    return 1
+        for line in run(Store(args.root, args.model), args):
+            print(line)
+        return 0
+    except (StoreError, artifact.ArtifactError, files.LockError, OSError) as error:
+        print(f"error: {explain(error, args.root)}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ with trial.Trial(args, model="iris", input=..., classes=..., data=trial.Data(x, 
         t.report(loss=loss, model=onnx_bytes, state={"weights": weights})
 """
 
+# ruff: noqa: A002 - `input` is the manifest's word
 import argparse
 import contextlib
 import datetime
@@ -18,6 +19,7 @@ import json
 import math
 import os
 import platform
+import re
 import signal
 import sys
 import time
@@ -104,64 +106,43 @@ class Epoch(msgspec.Struct, frozen=True):
     validation_loss: float
     seconds: float
 
-    def better_than(self, other: "Epoch | None") -> bool:
-        """More accurate, or as accurate at a lower validation loss: few rows make few different accuracies."""
-        return other is None or (self.accuracy, -self.validation_loss) > (
-            other.accuracy,
-            -other.validation_loss,
-        )
-
 
 def argument_parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser with what every trainer takes; `--export_path` is as good as `--export-path`. See `parse`."""
-    parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    common = parser.add_argument_group("common to all trainers")
-    common.add_argument("--epochs", type=at_least(1), default=50, help="at most this many (default: %(default)s)")
-    common.add_argument(
-        "--patience",
-        type=at_least(1),
-        default=5,
-        help="stop after so many without improvement (default: %(default)s)",
-    )
-    common.add_argument("--seed", type=int, default=0, help="of everything random in training (default: %(default)s)")
-    common.add_argument(
-        "--export-path",
-        type=Path,
-        required=True,
-        help="folder for the best model; STORE/MODEL/trials/EXPERIMENT/TRIAL offers it to that store at the end",
-    )
-    common.add_argument("--promotion", choices=["auto", "manual"], default="auto", help="manual: only record the offer")
-    common.add_argument(
-        "--min-improvement",
-        type=float,
-        default=0.0,
-        help="gain in accuracy that promotion asks for (default: %(default)s)",
-    )
-    common.add_argument(
-        "--significance",
-        type=float,
-        default=0.05,
-        help="against another search's model: how often luck may promote a trial (default: %(default)s)",
-    )
-    common.add_argument(
-        "--warm-start", action="store_true", help="begin from the current model's weights where they fit"
-    )
-    common.add_argument("--data-digest", action="store_true", help="print the sha256 of the data and train nothing")
+    """A parser with what every trainer takes; `--export_path` is as good as `--export-path`.
+
+    Help texts get their default at the end.
+    """
+    parser = _Parser(description=description, formatter_class=_Help)
+    add = parser.add_argument_group("common to all trainers").add_argument
+    add("--epochs", type=at_least(1), default=50, help="at most this many")
+    add("--patience", type=at_least(1), default=5, help="stop after so many without improvement")
+    add("--seed", type=int, default=0, help="of everything random in training")
+    place = "folder for the best model; STORE/MODEL/trials/EXPERIMENT/TRIAL offers it to that store at the end"
+    add("--export-path", type=Path, required=True, help=place)
+    add("--promotion", choices=["auto", "manual"], default="auto", help="manual: only record the offer")
+    add("--min-improvement", type=float, default=0.0, help="gain in accuracy that promotion asks for")
+    luck = "against another search's model: how often luck may promote a trial"
+    add("--significance", type=float, default=0.05, help=luck)
+    weights = "begin from the current model's weights where they fit"
+    add("--warm-start", nargs="?", const="true", choices=["true", "false"], default="false", help=weights)
+    add("--data-digest", action="store_true", default=False, help="print the sha256 of the data and train nothing")
     return parser
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        untold = action.default in (None, "") or action.const is True
+        return action.help if untold else super()._get_help_string(action)
 
 
 class _Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        words = [_dashes(word) for word in (sys.argv[1:] if args is None else args)]
+        given = sys.argv[1:] if args is None else args
+        words = [re.sub("^--[^=]+", lambda name: name[0].replace("_", "-"), word) for word in given]
         if "--data-digest" in words:  # which says nothing about a network
             for action in self._actions:
                 action.required = False
         return super().parse_known_args(words, namespace)
-
-
-def _dashes(word: str) -> str:
-    name, equals, value = word.partition("=")
-    return (name.replace("_", "-") if name.startswith("--") else name) + equals + value
 
 
 def at_least(lowest: int) -> Any:
@@ -184,13 +165,7 @@ class Trial:
     """
 
     def __init__(
-        self,
-        args: argparse.Namespace,
-        *,
-        model: str,
-        input: Input,  # noqa: A002 - the manifest's word
-        classes: Sequence[str],
-        data: Data,
+        self, args: argparse.Namespace, *, model: str, input: Input, classes: Sequence[str], data: Data
     ) -> None:
         self._data_digest = data.digest
         if args.data_digest:
@@ -199,17 +174,18 @@ class Trial:
         self.folder: Path = args.export_path
         self.state: dict[str, Array] | None = None
         self.history: list[Epoch] = []
-        self.best: Epoch | None = None
         self._args, self._input, self._classes = args, input, list(classes)
         self._data = data
-        self._parts = [(data.rows[part], data.labels[part]) for part in data.held]
-        self._place = _Place.of(self.folder)
-        self._model = self._place.model if self._place else model
-        common = {"epochs", "patience", "seed", "export_path", "promotion", "min_improvement", "significance"}
-        common |= {"data_digest", "warm_start"}
+        path, self._store = self.folder.absolute(), None
+        if path.parts[-3:-2] == ("trials",):  # STORE/MODEL/trials/EXPERIMENT/TRIAL
+            with self._plain_errors():
+                self._store = store.Store(path.parents[3], path.parts[-4])
+        self._experiment = path.parts[-2] if self._store else ""
+        self._model = self._store.model if self._store else model
+        common = vars(argument_parser(None).parse_args([f"--export-path={self.folder}"]))
         self._parameters = {k: str(v) for k, v in vars(args).items() if k not in common}
-        known = keys(data.rows, data.labels)
-        self._held = known[np.concatenate(data.held)]
+        known, held = keys(data.rows, data.labels), np.concatenate(data.held)
+        self._held, self._held_rows, self._held_labels = known[held], data.rows[held], data.labels[held]
         learned = np.delete(known, data.held[0]) if data.estimator == "holdout" else known
         self._learned = np.sort(learned)[:_SAMPLE].tobytes()
         self._warm_start = ""
@@ -236,14 +212,19 @@ class Trial:
         with self._stack, self._plain_errors():
             if kind in (None, Terminated):
                 self._finish()
-            elif kind in (TrialError, artifact.ArtifactError) and self.best and self._place:
+            elif kind in (TrialError, artifact.ArtifactError) and self.best and self._store:
                 # The search counts the trial as failed, so its best epoch isn't to be adopted as a killed trial's is.
-                self._store().refuse(self.folder, f"its trial failed: {error}")
+                self._store.refuse(self.folder, f"its trial failed: {error}")
             _await_collector()
             if isinstance(error, TrialError | artifact.ArtifactError | files.LockError | OSError):
                 raise error
         if kind is Terminated:
             sys.exit(128 + self._signal)
+
+    @property
+    def best(self) -> Epoch | None:
+        """The most accurate epoch, at the lowest validation loss: few rows make few different accuracies."""
+        return max(self.history, key=lambda line: (line.accuracy, -line.validation_loss), default=None)
 
     def epochs(self) -> Iterator[int]:
         """Epoch numbers from 1, or from where a killed trial left off, until `--epochs` or `--patience` says stop."""
@@ -254,37 +235,31 @@ class Trial:
             if len(self.history) != before + 1:
                 raise TrialError("the trainer didn't report its epoch: call report() once in each")
 
-    def warm_start(self, shapes: Sequence[tuple[int, int]]) -> list[tuple[Array, Array] | None]:
+    def warm_start(self, shapes: Sequence[tuple[int, int]]) -> list[artifact.Layer | None]:
         """For layers of these shapes [in, out] the weights and biases to begin from, None where they are to be random.
 
         With `--warm-start` they are those of the current model, of the last one before this search, in layers whose
         shapes match; not if it learned from rows that are held out here, whose accuracy would then be an illusion.
         """
-        nothing: list[tuple[Array, Array] | None] = [None] * len(shapes)
-        if not self._args.warm_start or not self._place or self.state is not None or not self._store().current():
+        nothing: list[artifact.Layer | None] = [None] * len(shapes)
+        if self._args.warm_start == "false" or not self._store or self.state is not None or not self._store.current():
             return nothing
-        line = (entry for entry in self._store().lineage() if not isinstance(entry, str))
-        entry = next((entry for entry in line if entry.manifest.experiment != self._place.experiment), None)
-        seen = self._seen_by(entry.manifest) if entry else None
-        if not entry or seen is None or seen > 0:
-            print(
-                "not begun from the current model: " + ("it learned from rows held out here" if seen else "none known")
-            )
+        line = [entry for entry in self._store.lineage() if not isinstance(entry, str)]
+        earlier = [entry for entry in line if entry.manifest.experiment != self._experiment]
+        seen = self._seen_by(earlier[0].manifest) if earlier else None
+        if seen != 0:
+            why = "it learned from rows held out here" if seen else "none known"
+            print(f"not begun from the current model: {why}")
             return nothing
-        layers = artifact.layers(artifact.read(entry.folder)[1])
-        same = [a and a[0].shape == b for a, b in zip([*layers, *nothing], shapes, strict=False)]
-        if any(same):
-            self._warm_start = entry.manifest.digest
-        print(f"{sum(map(bool, same))} of {len(shapes)} layers begun from {entry.manifest.digest[:12]}", flush=True)
-        return [layer if match else None for layer, match in zip([*layers, *nothing], same, strict=False)]
+        layers = [*artifact.layers(artifact.read(earlier[0].folder)[1]), *nothing]
+        begun = [a if a and a[0].shape == shape else None for a, shape in zip(layers, shapes, strict=False)]
+        digest = earlier[0].manifest.digest
+        self._warm_start = digest if any(begun) else ""
+        print(f"{sum(map(bool, begun))} of {len(shapes)} layers begun from {digest[:12]}", flush=True)
+        return begun
 
     def report(
-        self,
-        *,
-        loss: float,
-        model: bytes,
-        folds: Sequence[bytes] = (),
-        state: Mapping[str, Array] | None = None,
+        self, *, loss: float, model: bytes, folds: Sequence[bytes] = (), state: Mapping[str, Array] | None = None
     ) -> None:
         """End an epoch: score the ONNX files, keep the best, save the checkpoint, print the line Katib reads.
 
@@ -297,13 +272,11 @@ class Trial:
         scores, outcomes = self._score(model, folds)
         line = Epoch(epoch, float(loss), scores.accuracy, scores.loss, round(time.monotonic() - self._started, 3))
         self._saving = True  # SIGTERM waits until everything is in place
-        improved = line.better_than(self.best)
-        if improved:
+        self.history.append(line)
+        if self.best is line:
             self._keep(model, line, scores, outcomes)
-            self.best = line
         with (self.folder / METRICS_FILE).open("ab") as file:
             file.write(msgspec.json.encode(line) + b"\n")
-        self.history.append(line)
         if state is not None:
             self._save_checkpoint(state)
         _print_line(line)
@@ -315,14 +288,13 @@ class Trial:
 
     def _score(self, model: bytes, folds: Sequence[bytes]) -> tuple[Scores, artifact.Outcomes]:
         """On the validation rows: a hold-out's by the model, each fold's by the model that never saw it."""
-        models = [model] if len(self._parts) == 1 else folds
-        probabilities = [artifact.predict(m, rows) for m, (rows, _) in zip(models, self._parts, strict=True)]
-        labels = [part for _, part in self._parts]
-        right = np.concatenate([p.argmax(axis=1) == y for p, y in zip(probabilities, labels, strict=True)])
-        return artifact.score(probabilities, labels, self._data.estimator), artifact.Outcomes.of(right)
+        models = [model] if self._data.estimator == "holdout" else folds
+        parts = zip(models, self._data.held, strict=True)
+        probabilities = np.concatenate([artifact.predict(one, self._data.rows[held]) for one, held in parts])
+        scores = artifact.score(probabilities, self._held_labels, self._data.estimator)
+        return scores, artifact.Outcomes.of(probabilities.argmax(axis=1) == self._held_labels)
 
     def _keep(self, model: bytes, line: Epoch, scores: Scores, outcomes: artifact.Outcomes) -> None:
-        place = self._place
         (self.folder / store.OFFERED).unlink(missing_ok=True)
         manifest = artifact.Manifest(
             model=self._model,
@@ -331,8 +303,8 @@ class Trial:
             input=self._input,
             classes=self._classes,
             metrics=artifact.Metrics(validation=scores),
-            experiment=place.experiment if place else "",
-            trial=place.trial if place else self.folder.name,
+            experiment=self._experiment,
+            trial=self.folder.name,
             parameters=self._parameters,
             seed=self._args.seed,
             epoch=line.epoch,
@@ -361,13 +333,13 @@ class Trial:
             (self.folder / _CHECKPOINT).unlink(missing_ok=True)
         tested = f", {test.accuracy:.4f} on the test set" if test else ""
         print(f"kept epoch {self.best.epoch}: accuracy {self.best.accuracy:.4f}{tested}", flush=True)
-        if self._place:
+        if self._store:
             ground = store.Ground(self._data_digest, self._outcomes_of, self._seen_by)
-            event = self._store().offer(self.folder, ground=ground)
+            event = self._store.offer(self.folder, ground)
             print(f"offered to the store: {event.event}, {event.reason}", flush=True)
 
     def _outcomes_of(self, model: artifact.Model) -> artifact.Outcomes:
-        return artifact.Outcomes.of(np.concatenate([model.predict(x).argmax(axis=1) == y for x, y in self._parts]))
+        return artifact.Outcomes.of(model.predict(self._held_rows).argmax(axis=1) == self._held_labels)
 
     def _seen_by(self, manifest: artifact.Manifest) -> float | None:
         """The share of the validation rows that a model learned from, estimated from the sample in its manifest."""
@@ -377,17 +349,13 @@ class Trial:
         held = self._held[self._held <= sample[-1]] if len(sample) == _SAMPLE else self._held
         return float(np.isin(held, sample).mean()) if len(held) else 0.0
 
-    def _store(self) -> store.Store:
-        assert self._place
-        return store.Store(self._place.root, self._place.model)
-
     def _test_once(self, kept: artifact.Model) -> Scores:
         assert self._data.test
         rows, labels = self._data.test
         probabilities = kept.predict(rows)
         evaluation = artifact.Evaluation.of(probabilities, rows, labels)
         files.write(self.folder / artifact.EVALUATION_FILE, msgspec.json.encode(evaluation), durable=False)
-        return artifact.score([probabilities], [labels], "test")
+        return artifact.score(probabilities, labels, "test")
 
     def _out_of_patience(self) -> bool:
         return self.best is not None and len(self.history) - self.best.epoch >= self._args.patience
@@ -408,9 +376,8 @@ class Trial:
             return
         self.state, self._warm_start = state, warm
         print(f"going on after epoch {len(lines)}", flush=True)
+        self.history = lines
         for line in lines:
-            self.history.append(line)
-            self.best = line if line.better_than(self.best) else self.best
             _print_line(line)
 
     def _save_checkpoint(self, state: Mapping[str, Any]) -> None:
@@ -428,30 +395,8 @@ class Trial:
     def _plain_errors(self) -> Iterator[None]:
         try:
             yield
-        except (TrialError, store.StoreError, artifact.ArtifactError, files.LockError) as error:
-            message = str(error)
-        except OSError as error:
-            message = store.explain(error, self.folder)
-        else:
-            return
-        print(f"error: {message}", file=sys.stderr, flush=True)
-        sys.exit(1)
-
-
-class _Place(msgspec.Struct, frozen=True):
-    """Where in which store an export path lies."""
-
-    root: Path
-    model: str
-    experiment: str
-    trial: str
-
-    @classmethod
-    def of(cls, path: Path) -> "_Place | None":
-        parts = path.absolute().parts
-        if len(parts) < 5 or parts[-3] != "trials":
-            return None
-        return cls(root=Path(*parts[:-4]), model=parts[-4], experiment=parts[-2], trial=parts[-1])
+        except (TrialError, store.StoreError, artifact.ArtifactError, files.LockError, OSError) as error:
+            sys.exit(f"error: {store.explain(error, self.folder)}")
 
 
 def _print_line(line: Epoch) -> None:

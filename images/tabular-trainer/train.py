@@ -65,35 +65,35 @@ def read_iris() -> Table:
 
 
 def read_csv(path: Path, target: str, columns: str) -> Table:
-    """A CSV file; `columns` is NAME or NAME:category, comma-separated, empty for all but the target as numbers."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, restkey="more")
-            lines, header = list(reader), list(reader.fieldnames or [])
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        sys.exit(f"error: {path} can't be read as CSV: {error}")
+    """A CSV file; `columns` is NAME or NAME:category, comma-separated, empty for all but the target as numbers.
+
+    Raises OSError, csv.Error, ValueError.
+    """
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        header, *lines = [line for line in csv.reader(file) if line] or [[]]
     kinds = dict(word.partition(":")[::2] for word in columns.split(",") if word)
     kinds = kinds or {name: "" for name in header if name != target}
-    for name in [target, *kinds]:
+    for name, kind in [(target, ""), *kinds.items()]:
         if name not in header:
-            sys.exit(f"error: {path} has no column {name!r}; it has: {', '.join(header)}")
-    if unknown := set(kinds.values()) - {"", "number", "category"}:
-        sys.exit(f"error: --columns: {unknown.pop()!r} is neither number nor category")
+            raise ValueError(f"it has no column {name!r}; it has: {', '.join(header)}")
+        if kind not in ("", "number", "category"):
+            raise ValueError(f"--columns: {kind!r} is neither number nor category")
     for number, line in enumerate(lines, 2):
-        if "more" in line or None in line.values():
-            sys.exit(f"error: {path} line {number}: expected {len(header)} cells as in its header")
-    values = {name: sorted({line[name] for line in lines}) for name in [target, *kinds]}
-    features = [artifact.Feature(n, 0, 0, values[n] if kind == "category" else None) for n, kind in kinds.items()]
-    rows = np.empty((len(lines), len(features)), np.float32)
-    for number, line in enumerate(lines):
-        try:
-            rows[number] = [feature.number(line[feature.name]) for feature in features]
-        except ValueError as error:
-            sys.exit(f"error: {path} line {number + 2}: {error}")
-    labels = np.array([values[target].index(line[target]) for line in lines], np.int64)
+        if len(line) != len(header):
+            raise ValueError(f"line {number}: expected {len(header)} cells as in its header")
+    cells = {name: [line[header.index(name)] for line in lines] for name in [target, *kinds]}
+    classes, labels = np.unique(cells[target], return_inverse=True)
     if np.bincount(labels, minlength=2).min() < 2 * PARTS:
-        sys.exit(f"error: {path}: {target} needs two classes or more, each with at least {2 * PARTS} rows")
-    return Table(rows, labels, features, values[target])
+        raise ValueError(f"{target} needs two classes or more, each with at least {2 * PARTS} rows")
+    values = {name: sorted(set(cells[name])) for name, kind in kinds.items() if kind == "category"}
+    features = [artifact.Feature(name, 0, 0, values.get(name)) for name in kinds]
+    rows = np.empty((len(lines), len(features)), np.float32)
+    for number, row in enumerate(zip(*(cells[name] for name in kinds), strict=True)):
+        try:
+            rows[number] = [feature.number(cell) for feature, cell in zip(features, row, strict=True)]
+        except ValueError as error:
+            raise ValueError(f"line {number + 2}: {error}") from error
+    return Table(rows, labels.astype(np.int64), features, classes.tolist())
 
 
 def stratified(labels: artifact.Array, parts: int, seed: int = SPLIT_SEED) -> list[artifact.Array]:
@@ -176,12 +176,11 @@ class Learner:
         adam = self.network._optimizer
         return [*self._weights(), *adam.ms, *adam.vs, *self.average]
 
-    def state(self) -> dict[str, artifact.Array]:
-        """All that the next epoch depends on."""
-        tensors = np.concatenate([tensor.ravel() for tensor in self._tensors()])
-        return {"tensors": tensors, "counters": np.array([self.network._optimizer.t, self.done])}
+    def state(self) -> artifact.Array:
+        """All numbers that the next epoch depends on."""
+        return np.concatenate([[self.network._optimizer.t, self.done], *(t.ravel() for t in self._tensors())])
 
-    def begin(self, layers: list[tuple[artifact.Array, artifact.Array] | None]) -> None:
+    def begin(self, layers: list[artifact.Layer | None]) -> None:
         """Start from these layers, as a model file has them, where they aren't None."""
         self.epoch()  # builds the network and the optimiser, whose numbers are then replaced
         for place, layer in enumerate(layers):
@@ -194,13 +193,13 @@ class Learner:
         del self.network._optimizer
         self.average, self.done = [], 0
 
-    def restore(self, state: dict[str, artifact.Array]) -> None:
+    def restore(self, state: artifact.Array) -> None:
         self.epoch()  # builds the network and the optimiser, whose numbers are then replaced
         tensors = self._tensors()
-        parts = np.split(state["tensors"], np.cumsum([tensor.size for tensor in tensors])[:-1])
+        counters, *parts = np.split(state, 2 + np.cumsum([0, *(tensor.size for tensor in tensors[:-1])]))
         for tensor, saved in zip(tensors, parts, strict=True):
             tensor[...] = saved.reshape(tensor.shape)
-        self.network._optimizer.t, self.done = (int(number) for number in state["counters"])
+        self.network._optimizer.t, self.done = map(int, counters)
 
 
 def _whitening(rows: artifact.Array, labels: artifact.Array) -> artifact.Array:
@@ -217,17 +216,16 @@ def _whitening(rows: artifact.Array, labels: artifact.Array) -> artifact.Array:
 
 def arguments(words: list[str] | None = None) -> Namespace:
     parser = trial.argument_parser(__doc__)
-    parser.add_argument("--layers", type=trial.at_least(1), required=True, help="hidden layers")
-    parser.add_argument("--units", type=trial.at_least(1), required=True, help="units in each hidden layer")
-    parser.add_argument("--lr", type=float, required=True, help="Adam's learning rate")
-    parser.add_argument("--activation", choices=list(artifact.ACTIVATIONS), default="relu", help="default: %(default)s")
-    parser.add_argument(
-        "--batch-size", type=trial.at_least(1), default=16, help="rows in a step (default: %(default)s)"
-    )
-    parser.add_argument("--alpha", type=float, default=0.5, help="L2 penalty (default: %(default)s)")
-    parser.add_argument("--data", default="iris", help="a CSV file, in $NAS_DATA if relative (default: Iris)")
-    parser.add_argument("--target", default="", help="the CSV file's column with the classes")
-    parser.add_argument("--columns", default="", help="those to learn from: NAME or NAME:category,… (default: all)")
+    add = parser.add_argument
+    add("--layers", type=trial.at_least(1), required=True, help="hidden layers")
+    add("--units", type=trial.at_least(1), required=True, help="units in each hidden layer")
+    add("--lr", type=float, required=True, help="Adam's learning rate")
+    add("--activation", choices=list(artifact.ACTIVATIONS), default="relu", help="between layers")
+    add("--batch-size", type=trial.at_least(1), default=16, help="rows in a step")
+    add("--alpha", type=float, default=0.5, help="L2 penalty")
+    add("--data", default="iris", help="Iris, or a CSV file, in $NAS_DATA if relative")
+    add("--target", default="", help="the CSV file's column with the classes")
+    add("--columns", default="", help="those to learn from: NAME or NAME:category,… (default: all)")
     args = parser.parse_args(words)
     if args.data != "iris" and not args.target:
         parser.error("--data needs --target, the column with the classes")
@@ -237,15 +235,17 @@ def arguments(words: list[str] | None = None) -> Namespace:
 def main() -> None:
     args = arguments()
     path = Path(os.environ.get("NAS_DATA", "/data")) / args.data
-    table = read_iris() if args.data == "iris" else read_csv(path, args.target, args.columns)
+    try:
+        table = read_iris() if args.data == "iris" else read_csv(path, args.target, args.columns)
+    except (OSError, csv.Error, ValueError) as error:
+        sys.exit(f"error: {path}: {error}")
     data, classes = split(table), table.classes
     ranges = zip(table.features, data.rows.min(axis=0), data.rows.max(axis=0), strict=True)
     features = [artifact.Feature(f.name, round(float(a), 3), round(float(b), 3), f.values) for f, a, b in ranges]
     contract = artifact.Input(dtype="float32", shape=[len(features)], features=features)
     with trial.Trial(args, model=path.stem, input=contract, classes=classes, data=data) as run:
-        shares = [np.delete(np.arange(len(data.rows)), fold) for fold in data.held]
-        if len(shares) > 1:
-            shares.append(np.arange(len(data.rows)))
+        everything = np.arange(len(data.rows))
+        shares = [np.delete(everything, fold) for fold in data.held] + [everything] * (data.estimator == "cv")
         learners = [Learner(args, contract, classes, data.rows[share], data.labels[share]) for share in shares]
         widths = [learners[0].rows.shape[1], *[args.units] * args.layers, len(classes)]
         if any(start := run.warm_start(list(itertools.pairwise(widths)))):
@@ -253,14 +253,14 @@ def main() -> None:
                 learner.begin(start)
         if run.state:
             for number, learner in enumerate(learners):
-                learner.restore({name: run.state[f"{number}.{name}"] for name in ("tensors", "counters")})
+                learner.restore(run.state[str(number)])
         for _ in run.epochs():
             for learner in learners:
                 learner.epoch()
             *folds, model = (learner.onnx() for learner in learners)
-            state = {f"{n}.{name}": a for n, learner in enumerate(learners) for name, a in learner.state().items()}
+            state = {str(number): learner.state() for number, learner in enumerate(learners)}
             known = artifact.predict(model, data.rows[shares[-1]])
-            loss = artifact.score([known], [data.labels[shares[-1]]], "holdout").loss
+            loss = artifact.score(known, data.labels[shares[-1]], "holdout").loss
             run.report(loss=loss, model=model, folds=folds, state=state)
 
 

@@ -78,11 +78,12 @@ def test_the_printed_accuracy_is_exactly_that_of_the_kept_file_on_the_hold_out(
     model = artifact.load(tmp_path / "best")
     images, labels = read(trainer, data, "train")
     holdout = trial.held_out(images, labels, trainer.HOLDOUT)
-    scores = model.score(images[holdout], labels[holdout], "holdout")
+    scores = artifact.score(model.predict(images[holdout]), labels[holdout], "holdout")
     printed = float(epoch_lines(result)[model.manifest.epoch - 1].split("accuracy=")[1])
     assert printed == scores.accuracy == model.manifest.metrics.validation.accuracy
     assert scores.accuracy > 0.5, "a network that learns tells these digits apart better than by chance"
-    assert model.manifest.metrics.test == model.score(*read(trainer, data, "t10k"), "test")
+    images, labels = read(trainer, data, "t10k")
+    assert model.manifest.metrics.test == artifact.score(model.predict(images), labels, "test")
 
 
 def test_an_image_is_held_out_by_its_own_content_whatever_comes_beside_it() -> None:
@@ -154,7 +155,7 @@ def test_the_learning_rate_warms_up_and_falls_to_nothing(data: Path, trainer: Mo
 def test_a_warm_start_begins_where_the_current_model_is_and_the_manifest_names_it(data: Path, tmp_path: Path) -> None:
     first = train(data, tmp_path / "mnist/trials/first/one", "--epochs=4")
     current = artifact.load(tmp_path / "mnist/trials/first/one").manifest
-    for name, words in (("cold", []), ("warm", ["--warm-start"])):
+    for name, words in (("cold", ["--warm-start=false"]), ("warm", ["--warm-start=true"])):
         train(data, tmp_path / f"mnist/trials/{name}/one", "--epochs=1", "--lr=1e-9", "--seed=7", *words)
     cold, warm = (artifact.load(tmp_path / f"mnist/trials/{name}/one").manifest for name in ("cold", "warm"))
     assert (cold.warm_start, warm.warm_start) == (None, current.digest), first.stderr

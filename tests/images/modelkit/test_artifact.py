@@ -151,10 +151,10 @@ def test_a_save_killed_at_any_step_leaves_the_old_model_or_the_new(
 
 def test_probabilities_that_are_not_finite_are_no_score() -> None:
     with pytest.raises(artifact.ArtifactError, match="diverged"):
-        artifact.score([np.full((2, 2), np.nan)], [np.zeros(2, int)], "holdout")
+        artifact.score(np.full((2, 2), np.nan), np.zeros(2, int), "holdout")
 
 
-def test_folds_are_pooled_row_by_row() -> None:
-    sure, wrong = np.array([[1.0, 0.0]] * 3), np.array([[1.0, 0.0]])
-    scores = artifact.score([sure, wrong], [np.zeros(3, int), np.ones(1, int)], "cv")
-    assert (scores.accuracy, scores.rows) == (0.75, 4)
+def test_a_score_is_the_share_of_rows_whose_likeliest_class_is_theirs_and_their_mean_cross_entropy() -> None:
+    scores = artifact.score(np.array([[0.5, 0.5], [0.75, 0.25], [0.25, 0.75]]), np.array([0, 0, 0]), "cv")
+    assert (scores.accuracy, scores.rows) == (2 / 3, 3)
+    assert scores.loss == pytest.approx(-np.log([0.5, 0.75, 0.25]).mean())

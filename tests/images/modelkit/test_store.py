@@ -41,8 +41,8 @@ def test_a_model_no_better_than_the_current_one_is_kept_where_it_is(home: Store,
 
 def test_a_gain_below_the_minimum_promotes_nothing(home: Store, trial_folder: Folder) -> None:
     home.offer(trial_folder("a", 0.80))
-    assert home.offer(trial_folder("b", 0.805), Gate(min_improvement=0.01)).event == "kept"
-    assert home.offer(trial_folder("c", 0.81), Gate(min_improvement=0.01)).event == "promoted"
+    assert home.offer(trial_folder("b", 0.805, gate=Gate(min_improvement=0.01))).event == "kept"
+    assert home.offer(trial_folder("c", 0.81, gate=Gate(min_improvement=0.01))).event == "promoted"
 
 
 def outcomes(right: int) -> artifact.Outcomes:
@@ -69,7 +69,8 @@ def test_within_a_search_the_best_so_far_is_promoted_without_a_test(home: Store,
 
 def test_the_level_of_the_test_is_the_searchs(home: Store, trial_folder: Folder) -> None:
     home.offer(trial_folder("a", 0.8))
-    assert home.offer(trial_folder("b", 0.801, experiment="other"), Gate(significance=1)).event == "promoted"
+    any_gain = Gate(significance=1)
+    assert home.offer(trial_folder("b", 0.801, experiment="other", gate=any_gain)).event == "promoted"
 
 
 def test_equally_good_models_pass_the_paired_test_at_most_as_often_as_its_level_says() -> None:
@@ -107,7 +108,7 @@ def test_lineage_ends_where_an_ancestor_is_gone(home: Store, trial_folder: Folde
 
 
 def test_the_manual_policy_only_records(home: Store, trial_folder: Folder) -> None:
-    assert home.offer(trial_folder("a", 0.8), Gate("manual")).event == "recorded"
+    assert home.offer(trial_folder("a", 0.8, gate=Gate("manual"))).event == "recorded"
     assert home.current() is None
 
 
@@ -376,6 +377,22 @@ def test_the_command_line_shows_what_is_there(
     assert store.main(["verify", *base]) == 0
     assert store.main(["unpin", *base]) == 1
     assert capsys.readouterr().err == "error: 'demo' is not pinned\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["promote"], "promote takes DIGEST"),
+        (["unpin", "3f2a"], "unpin takes nothing more"),
+        (["destroy"], "invalid choice: 'destroy'"),
+    ],
+)
+def test_words_that_do_not_fit_their_command_are_told(
+    home: Store, capsys: pytest.CaptureFixture[str], words: list[str], told: str
+) -> None:
+    with pytest.raises(SystemExit):
+        store.main([words[0], "--model", "demo", "--root", str(home.root), *words[1:]])
+    assert told in capsys.readouterr().err
 
 
 def test_verify_fails_for_a_store_that_is_not_whole(home: Store, trial_folder: Folder) -> None:

@@ -111,7 +111,18 @@ def test_an_export_path_that_cannot_be_written_is_one_line(trainer: Trainer, tmp
     assert re.fullmatch(r"error: can't write to .*file/x: .*\n", result.stderr)
 
 
-@pytest.mark.parametrize("words", [["--epochs=0"], ["--patience=0"], ["--lr=fast"], ["--unknown=1"], []])
+@pytest.mark.parametrize(
+    ("words", "value"), [([], "false"), (["--warm-start=true"], "true"), (["--warm_start"], "true")]
+)
+def test_a_warm_start_is_asked_for_by_the_word_that_a_values_file_gives(words: list[str], value: str) -> None:
+    parser = trial.argument_parser("")
+    assert parser.parse_args(["--export-path=x", *words, "--seed=1"]).warm_start == value
+    assert parser.parse_args(["--export-path=x", *words, "--warm-start=false"]).warm_start == "false"
+
+
+@pytest.mark.parametrize(
+    "words", [["--warm-start=yes"], ["--epochs=0"], ["--patience=0"], ["--lr=fast"], ["--unknown=1"], []]
+)
 def test_a_wrong_command_line_is_told(words: list[str], trainer: Trainer, folder: Path) -> None:
     result = run(trainer(f"--export-path={folder}", *(["--lr=1"] if words and "lr" not in words[0] else []), *words))
     assert result.returncode == 2
@@ -127,10 +138,13 @@ def test_the_metrics_file_has_a_line_for_each_epoch(trainer: Trainer, folder: Pa
 
 
 def test_an_epoch_as_accurate_as_the_best_at_a_lower_loss_is_an_improvement() -> None:
-    best = trial.Epoch(epoch=1, loss=1.0, accuracy=0.33, validation_loss=1.1, seconds=0.1)
-    assert trial.Epoch(epoch=2, loss=0.9, accuracy=0.33, validation_loss=1.0, seconds=0.1).better_than(best)
-    assert not trial.Epoch(epoch=2, loss=0.9, accuracy=0.33, validation_loss=1.1, seconds=0.1).better_than(best)
-    assert not trial.Epoch(epoch=2, loss=0.9, accuracy=0.32, validation_loss=0.5, seconds=0.1).better_than(best)
+    def best(*figures: tuple[float, float]) -> int:
+        lines = [trial.Epoch(number, 1.0, *pair, 0.1) for number, pair in enumerate(figures, 1)]
+        return trial.Trial.best.fget(SimpleNamespace(history=lines)).epoch
+
+    assert best((0.33, 1.1), (0.33, 1.0)) == 2
+    assert best((0.33, 1.1), (0.33, 1.1)) == 1
+    assert best((0.33, 1.1), (0.32, 0.5)) == 1
 
 
 def test_the_digest_of_the_data_is_told_without_training_and_is_the_manifests(

@@ -79,7 +79,7 @@ def test_the_promoted_model_scores_on_the_test_set_as_its_manifest_says(
 ) -> None:
     model = store.Store(trained[0], "iris").load()
     rows, labels = trainer.split(trainer.read_iris()).test
-    assert model.manifest.metrics.test == model.score(rows, labels, "test")
+    assert model.manifest.metrics.test == artifact.score(model.predict(rows), labels, "test")
 
 
 def test_no_row_is_both_learned_from_and_tested_on(trainer: ModuleType) -> None:
@@ -219,8 +219,8 @@ def test_a_warm_start_begins_where_the_current_model_is_and_the_manifest_names_i
     words = [f"--data={points(tmp_path / 'points.csv')}", "--target=kind", "--epochs=1", "--lr=1e-9", "--seed=7"]
     train(tmp_path / "points/trials/first/one", *words[:-2], "--lr=0.01", "--seed=1")
     current = store.Store(tmp_path, "points").load().manifest
-    cold = train(tmp_path / "points/trials/cold/one", *words)
-    warm = train(tmp_path / "points/trials/warm/one", *words, "--warm-start")
+    cold = train(tmp_path / "points/trials/cold/one", *words, "--warm-start=false")
+    warm = train(tmp_path / "points/trials/warm/one", *words, "--warm-start=true")
     assert f"2 of 2 layers begun from {current.digest[:12]}" in warm.stdout
     assert artifact.load(tmp_path / "points/trials/warm/one").manifest.warm_start == current.digest
     assert artifact.load(tmp_path / "points/trials/cold/one").manifest.warm_start is None
