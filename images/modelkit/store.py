@@ -122,6 +122,8 @@ class Store:
         """The model whose digest starts with `prefix` (None: CURRENT). Raises StoreError when none or several do."""
         if not (prefix := prefix or self.current()):
             raise StoreError(self.nothing())
+        with contextlib.suppress(artifact.ArtifactError):
+            return self._version(prefix)
         matches = [entry for entry in self.entries() if entry.manifest.digest.startswith(prefix.lower())]
         if len(matches) == 1:
             return matches[0]
@@ -134,14 +136,14 @@ class Store:
 
         A parent that is gone ends the list by its digest alone. Raises StoreError when there is no such model.
         """
-        entry = self.find(prefix)
-        line: list[Entry | str] = [entry]
-        known = {other.manifest.digest: other for other in self.entries() if other.version}
-        while parent := entry.manifest.parent:
-            if parent not in known:
+        line: list[Entry | str] = [entry := self.find(prefix)]
+        seen = set()  # a version that is promoted again may be its own ancestor
+        while (parent := entry.manifest.parent) and parent not in seen:
+            seen.add(parent)
+            try:
+                line.append(entry := self._version(parent))
+            except artifact.ArtifactError:
                 return [*line, parent]
-            entry = known.pop(parent)  # each once: a version that is promoted again may be its own ancestor
-            line.append(entry)
         return line
 
     def history(self) -> list[Event]:
@@ -154,12 +156,9 @@ class Store:
         return events
 
     def has_seen(self, data_digest: str) -> bool:
-        """Whether a model that was ever offered, also one that is gone since, learned from that data."""
+        """Whether a model that learned from that data was judged, whatever came of it. A failed trial's wasn't."""
         sought = data_digest.removeprefix("sha256:")
-        offered = (e for e in self.entries() if e.version or (e.folder / OFFERED).exists())
-        return any(event.data_digest == sought for event in self.history()) or any(
-            entry.manifest.data_digest == sought for entry in offered
-        )
+        return any(event.data_digest == sought and event.accuracy is not None for event in self.history())
 
     def verify(self) -> list[str]:
         """What is wrong with versions, CURRENT and PINNED: one sentence each, none when all is well."""
@@ -240,14 +239,15 @@ class Store:
     def gc(self, keep: int = 5, older_than: float = DAY) -> list[Path]:
         """Remove versions and trials no one needs; returns what was removed.
 
-        Kept: CURRENT, what is pinned, the last `keep` promoted versions, trials that run or never offered, and all
-        that is younger than `older_than` seconds.
+        Kept: CURRENT, what is pinned, the last `keep` promoted versions, trials that run, and all that is younger than
+        `older_than` seconds. What a killed trial left is judged first, where CURRENT has the same data.
         """
         removed = []
         with self._locked():
             promoted = [e.digest for e in self.history() if e.event in ("promoted", "pinned", "rolled back")]
             needed = {self.current(), self.pinned(), *list(dict.fromkeys(reversed(promoted)))[:keep]}
-            idle = [folder for folder in self._trials() if (folder / OFFERED).exists() and not _busy(folder)]
+            self._adopt(None)
+            idle = [folder for folder in self._trials() if not _busy(folder)]
             unfinished = self.folder.glob("versions/.new-*")  # by a process that was killed
             for folder in [*(f for f in self.versions() if f.name not in needed), *idle, *unfinished]:
                 if time.time() - folder.stat().st_mtime >= older_than:
@@ -258,24 +258,21 @@ class Store:
     # Inside the lock
 
     def _adopt(self, ground: Ground | None, offering: Path | None = None) -> list[Event]:
-        events = []
+        """Judge what killed trials left; with data that neither CURRENT nor the offer has, it waits for one that has."""
+        events, comparable = [], {ground and ground.data_digest}
+        with contextlib.suppress(artifact.ArtifactError, StoreError):
+            comparable.add(self.load().manifest.data_digest)
         for folder in self._trials():
-            if folder.resolve() == offering or not self._comparable(folder, ground):
+            if (folder / OFFERED).exists() or folder.resolve() == offering:
                 continue
             # The lock is free when the trial's process is gone; held meanwhile, a restarted one waits for it.
             with contextlib.suppress(files.LockError), files.locked(folder / ".lock", wait=0):
+                with contextlib.suppress(artifact.ArtifactError):
+                    if self.current() and artifact.read(folder)[0].data_digest not in comparable:
+                        continue
                 if not (folder / OFFERED).exists():
                     events.append(self._judge(folder, ground))
         return events
-
-    def _comparable(self, folder: Path, ground: Ground | None) -> bool:
-        """Whether a killed trial's model can be judged now; else it waits for an offer of a trial with its data."""
-        try:
-            data = artifact.read(folder)[0].data_digest
-            current = self.current()
-            return current is None or data in (ground and ground.data_digest, self.load().manifest.data_digest)
-        except (artifact.ArtifactError, StoreError):
-            return True
 
     def _judge(self, folder: Path, ground: Ground | None) -> Event:
         try:
@@ -397,6 +394,10 @@ class Store:
 
     def _trials(self) -> list[Path]:
         return sorted(path.parent for path in self.folder.glob(f"trials/*/*/{artifact.MODEL_FILE}"))
+
+    def _version(self, digest: str) -> Entry:
+        folder = self.version(digest)
+        return Entry(folder, artifact.read(folder, digest)[0], True)
 
     def versions(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("versions/*") if re.fullmatch(r"[0-9a-f]{64}", path.name))

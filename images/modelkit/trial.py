@@ -242,9 +242,12 @@ class Trial:
         shapes match; not if it learned from rows that are held out here, whose accuracy would then be an illusion.
         """
         nothing: list[artifact.Layer | None] = [None] * len(shapes)
-        if self._args.warm_start == "false" or not self._store or self.state is not None or not self._store.current():
+        if self._args.warm_start == "false" or not self._store or self.state is not None:
             return nothing
-        line = [entry for entry in self._store.lineage() if not isinstance(entry, str)]
+        try:
+            line = [entry for entry in self._store.lineage() if not isinstance(entry, str)]
+        except (store.StoreError, artifact.ArtifactError):  # none yet, or a damaged one, which this trial's offer mends
+            return nothing
         earlier = [entry for entry in line if entry.manifest.experiment != self._experiment]
         seen = self._seen_by(earlier[0].manifest) if earlier else None
         if seen != 0:

@@ -56,7 +56,7 @@ def release_name(path: Path) -> str:
     *folders, name = path.with_suffix("").parts
     below = folders[folders.index("values") + 1 :] if "values" in folders else []
     name = re.sub("[^a-z0-9]+", "-", "-".join([*below, name]).lower()).strip("-")
-    return f"{name[:27]}-nas"  # 31 characters: Katib allows 40, with the hash
+    return f"{name[:22].rstrip('-')}-nas"  # 26 characters: Katib allows 40, with the time of a scheduled search
 
 
 def render(root: Path, home: Path, release: str, values: list[Path], settings: list[str]) -> list[Manifest]:

@@ -78,9 +78,7 @@ def repeat(root: Path, home: Path, values: str, seconds: int, settings: list[str
     while True:
         stamp = time.strftime("%Y%m%d-%H%M", time.gmtime())
         try:
-            status = run(
-                root, home, values, None, False, settings, f"{chart.release_name(path)[:26].rstrip('-')}-{stamp}"
-            )
+            status = run(root, home, values, None, False, settings, f"{chart.release_name(path)}-{stamp}")
         except (*TOLD, OSError) as error:
             status = 1
             print(f"error: {error}", file=sys.stderr, flush=True)

@@ -276,15 +276,20 @@ def test_a_torn_last_line_of_the_history_is_passed_over(home: Store, trial_folde
     assert [event.trial for event in home.history()] == ["search/a", "search/b"]
 
 
-def test_gc_keeps_what_is_served_pinned_recent_running_or_never_offered(home: Store, trial_folder: Folder) -> None:
+def test_gc_keeps_what_is_served_pinned_recent_or_running_and_judges_what_was_killed(
+    home: Store, trial_folder: Folder
+) -> None:
     for name, accuracy in (("a", 0.5), ("b", 0.6), ("c", 0.7), ("d", 0.8)):
         home.offer(trial_folder(name, accuracy))
-    waiting = trial_folder("waiting", 0.9)
-    assert home.gc(keep=2) == []
-    home.gc(keep=2, older_than=0)
+    trial_folder("killed", 0.9)
+    trial_folder("killed on other data", 0.9, data_digest="e" * 64)
+    running = trial_folder("running", 0.9)
+    with files.locked(running / ".lock"):
+        assert home.gc(keep=2) == []
+        home.gc(keep=2, older_than=0)
     versions = {artifact.read(folder)[0].trial for folder in (home.folder / "versions").iterdir()}
-    assert versions == {"c", "d"}
-    assert [path.name for path in waiting.parent.iterdir()] == ["waiting"]
+    assert versions == {"d", "killed"}
+    assert [path.name for path in running.parent.iterdir()] == ["running"]
 
 
 @pytest.mark.parametrize("step", ["version", "CURRENT", "history.jsonl"])
@@ -420,5 +425,17 @@ def test_data_that_an_offered_model_learned_from_was_seen_even_when_the_model_is
     home.gc(older_than=0)
     assert not [entry for entry in home.entries() if entry.manifest.trial == "b"]
     assert home.has_seen("f" * 64)
-    (home.folder / "history.jsonl").unlink()
-    assert home.has_seen("d" * 64), "the current version still tells"
+
+
+def test_data_are_not_seen_by_a_trial_that_failed(home: Store, trial_folder: Folder) -> None:
+    home.refuse(trial_folder("diverged", 0.8), "its trial failed: the loss is nan")
+    assert not home.has_seen("d" * 64)
+
+
+def test_a_lineage_is_read_without_looking_at_trials(
+    home: Store, trial_folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = home.offer(trial_folder("a", 0.7)).digest
+    second = home.offer(trial_folder("b", 0.8)).digest
+    monkeypatch.setattr(Store, "entries", None)
+    assert [entry.manifest.digest for entry in home.lineage() if not isinstance(entry, str)] == [second, first]
