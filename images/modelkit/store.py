@@ -258,7 +258,7 @@ class Store:
     # Inside the lock
 
     def _adopt(self, ground: Ground | None, offering: Path | None = None) -> list[Event]:
-        """Judge what killed trials left; with data that neither CURRENT nor the offer has, it waits for one that has."""
+        """Judge what killed trials left; with data that neither CURRENT nor the offer has, it waits for one who has."""
         events, comparable = [], {ground and ground.data_digest}
         with contextlib.suppress(artifact.ArtifactError, StoreError):
             comparable.add(self.load().manifest.data_digest)
