@@ -12,7 +12,7 @@ from lane import SECURITY, Lane, Request, Response
 from limits import Refusal
 from live import inline
 
-HEAD = 64 * 2**10  # bytes of request line and headers
+HEAD = 64 * 2**10  # bytes of target, headers and trailers
 STATUS = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
 
 
@@ -29,7 +29,8 @@ class Connection(asyncio.Protocol):
         self._waiting: deque[Request] = deque()  # pipelined behind the one that a task answers
         self._task: asyncio.Task[None] | None = None
         self._begun = self._stuck = self._ending = False  # a request; the client doesn't read; no further request
-        self._head = self._answered = self._size = 0
+        self._in_head = self._in_body = False  # where the parser is, and whether this read held some of a body
+        self._head = self._line = self._answered = self._size = 0
         self._parts: list[bytes] = []
         self._since: float | None = self._loop.time()  # since when the client owes us a request, or reading an answer
 
@@ -48,29 +49,32 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._ending:
             return
+        self._in_body = False
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
             self._refuse("malformed", Refusal(400, f"this is no HTTP/1.1 request: {error}"))
         except httptools.HttpParserUpgrade:
             self._refuse("malformed", Refusal(400, "HTTP/1.1 is all that is spoken here"))
-        if self._head >= 0:
-            self._head += len(data)
-            if self._head > HEAD:
-                self._refuse("malformed", Refusal(431, f"at most {HEAD} bytes of headers"))
+        # The parser keeps a header or trailer until its line ends.
+        self._line = 0 if self._in_body else len(data) - 1 - data.rfind(b"\n") + (b"\n" not in data and self._line)
+        self._count(0)
 
     def on_message_begin(self) -> None:
         self._since, self._begun, self._head = self._loop.time(), True, 0
-        self._request = Request(self._client)
+        self._in_head, self._request = True, Request(self._client)
 
     def on_url(self, url: bytes) -> None:
         self._request.target += url
+        self._count(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._request.headers.append((name.lower(), value))
+        self._count(len(name) + len(value) + len(b": \r\n"))
+        if self._in_head:  # else it is a trailer, which may be ignored (RFC 9110, 6.5.1)
+            self._request.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        self._head, self._size, self._parts = -1, 0, []
+        self._in_head, self._size, self._parts = False, 0, []
         header = self._request.header = dict(self._request.headers)
         if int(header.get(b"content-length", 0)) > self._limits.body:  # llhttp has made sure that it is a number
             self._too_large()
@@ -78,6 +82,7 @@ class Connection(asyncio.Protocol):
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, part: bytes) -> None:
+        self._in_body = True
         self._parts.append(part)
         self._size += len(part)
         if self._size > self._limits.body:
@@ -119,7 +124,7 @@ class Connection(asyncio.Protocol):
 
     def drain(self) -> None:
         """End it after the request in progress."""
-        if not (self._task or self._begun):
+        if not (self._task or (self._begun and not self._ending)):
             self._transport.close()
 
     def _start(self, request: Request) -> None:
@@ -159,9 +164,12 @@ class Connection(asyncio.Protocol):
             self._ending = True
             self._end()
 
+    def _count(self, size: int) -> None:
+        self._head += size
+        if self._head + self._line > HEAD:
+            self._refuse("malformed", Refusal(431, f"at most {HEAD} bytes of headers"))
+
     def _too_large(self) -> None:
-        # What was sent meanwhile is read and dropped: a reset would take the sentence from the client.
-        self._end = self._transport.write_eof
         self._refuse("body", Refusal(413, f"at most {self._limits.body} bytes a request: send fewer rows"))
 
     def _refuse(self, reason: str, refusal: Refusal) -> None:
@@ -169,6 +177,9 @@ class Connection(asyncio.Protocol):
         if self._ending:
             return
         self._lane.live.counts.add(reason)
+        if reason in ("body", "malformed"):
+            # What was sent meanwhile is read and dropped: a reset would take the sentence from the client.
+            self._end = self._transport.write_eof
         if self._stuck:
             self._transport.abort()
         elif self._task:  # the client would take this for the answer that it waits for
