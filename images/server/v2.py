@@ -142,7 +142,10 @@ def infer_body(current: Predictor, body: bytes, length: str | None) -> tuple[byt
     labels = np.array(manifest.classes, dtype=object)[best]
     outputs = {"probabilities": ("FP32", probabilities), "prediction": ("INT64", best), "label": ("BYTES", labels)}
     tensors, blobs = [], []
-    for output in asked.outputs or map(Wanted, outputs):
+    wanted = asked.outputs or [Wanted(name) for name in outputs]
+    if len({output.name for output in wanted}) < len(wanted):
+        raise Refusal(422, "outputs: each may be named once")
+    for output in wanted:
         if output.name not in outputs:
             raise Refusal(422, f"no output {output.name[:40]!r}: expected {', '.join(outputs)}")
         if "classification" in output.parameters:

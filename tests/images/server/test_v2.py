@@ -166,10 +166,13 @@ def test_binary_tensors_have_the_bytes_they_announce(iris: Lane) -> None:
     assert send(struct.pack("<4f", 1, float("nan"), 1, 1), 16).status_code == 422
 
 
-@pytest.mark.parametrize("output", [{"name": "x"}, {"name": "label", "parameters": {"classification": 2}}])
-def test_an_output_that_is_not_there_is_refused(iris: Lane, output: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "outputs",
+    [[{"name": "x"}], [{"name": "label", "parameters": {"classification": 2}}], [{"name": "label"}] * 2],
+)
+def test_an_output_that_is_not_there_or_named_twice_is_refused(iris: Lane, outputs: list[dict[str, Any]]) -> None:
     tensor = {"name": "input", "datatype": "FP32", "shape": [1, 4], "data": bodies.FLOWER}
-    response = ask(iris, "POST", "/v2/models/iris/infer", {"inputs": [tensor], "outputs": [output]})
+    response = ask(iris, "POST", "/v2/models/iris/infer", {"inputs": [tensor], "outputs": outputs})
     assert response.status_code == 422
 
 
