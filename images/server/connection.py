@@ -61,7 +61,9 @@ class Connection(asyncio.Protocol):
         self._count(0)
 
     def on_message_begin(self) -> None:
-        self._since, self._begun, self._head = self._loop.time(), True, 0
+        self._begun, self._head = True, 0
+        if not self._stuck:
+            self._since = self._loop.time()
         self._in_head, self._request = True, Request(self._client)
 
     def on_url(self, url: bytes) -> None:
@@ -91,7 +93,9 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self._ending:
             return
-        self._since, self._begun, request = None, False, self._request
+        self._begun, request = False, self._request
+        if not self._stuck:
+            self._since = None
         request.method, request.body = self._parser.get_method().decode(), b"".join(self._parts)
         request.keep = self._parser.should_keep_alive()
         request.for_lane = request.method == "POST" and request.target in (b"/predict", b"/predict/")

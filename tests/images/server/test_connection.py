@@ -1,11 +1,16 @@
 """What a connection takes, as bytes on the wire, and how it ends."""
 
+import asyncio
+import contextlib
 import re
+import socket
+from pathlib import Path
 
 import pytest
 from connection import HEAD
-from interface import say
+from interface import lane, listening, live, say
 from lane import Lane
+from limits import Limits
 
 FLOWER = b"[5.1,3.5,1.4,0.2]"
 CHUNKED = (
@@ -40,3 +45,26 @@ def test_a_head_is_counted_alone(iris: Lane, size: int) -> None:
     large = post(b"1.4" + b" " * (HEAD - 100))
     assert statuses(say(iris, large + head[:100], head[100:] + b"\r\n\r\n")) == wanted
     assert statuses(say(iris, post() * 2000 + post(headers=b"Connection: close\r\n"))) == [200] * 2001
+
+
+def test_a_client_that_sends_much_and_never_reads_is_cut_off(root: Path, iris: Lane) -> None:  # noqa: ARG001
+    server = lane(live(root, limits=Limits(seconds=0.01)))
+
+    async def scene() -> None:
+        async with listening(server) as port, asyncio.timeout(20):
+            with socket.create_connection(("127.0.0.1", port)) as client:
+                client.setblocking(False)
+                while not server.connections:
+                    await asyncio.sleep(0)
+                (connection,) = server.connections
+                with contextlib.suppress(BlockingIOError):
+                    while not connection._stuck:
+                        client.send(post() * 1000)
+                        await asyncio.sleep(0)
+                while not connection._stuck:
+                    await asyncio.sleep(0)
+                while server.connections:
+                    connection.check(asyncio.get_running_loop().time())
+                    await asyncio.sleep(0)
+
+    asyncio.run(scene())
