@@ -9,10 +9,11 @@ from typing import Any
 
 import httptools
 from lane import SECURITY, Lane, Request, Response
-from limits import Refusal
+from limits import Refusal, is_open
 from live import inline
 
 HEAD = 64 * 2**10  # bytes of target, headers and trailers
+HELD = 64 * 2**20  # bytes of all connections' bodies
 STATUS = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
 
 
@@ -30,8 +31,8 @@ class Connection(asyncio.Protocol):
         self._task: asyncio.Task[None] | None = None
         self._begun = self._stuck = self._ending = False  # a request; the client doesn't read; no further request
         self._in_head = self._in_body = False  # where the parser is, and whether this read held some of a body
-        self._head = self._line = self._answered = self._size = 0
-        self._parts: list[bytes] = []
+        self._head = self._line = self._answered = 0
+        self._body = bytearray()
         self._since: float | None = self._loop.time()  # since when the client owes us a request, or reading an answer
 
     def connection_made(self, transport: Any) -> None:
@@ -45,6 +46,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, _: Exception | None) -> None:
         self._lane.connections.discard(self)
         self._ending, self._since = True, None
+        self._let_go()
 
     def data_received(self, data: bytes) -> None:
         if self._ending:
@@ -76,8 +78,10 @@ class Connection(asyncio.Protocol):
             self._request.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        self._in_head, self._size, self._parts = False, 0, []
-        header = self._request.header = dict(self._request.headers)
+        self._in_head, request = False, self._request
+        header = request.header = dict(request.headers)
+        request.allowed = self._lane.keys.allow(request.path, header)
+        self._dropping = not request.allowed or is_open(request.path)
         if int(header.get(b"content-length", 0)) > self._limits.body:  # llhttp has made sure that it is a number
             self._too_large()
         elif header.get(b"expect", b"").lower() == b"100-continue" and not self._task:
@@ -85,10 +89,14 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, part: bytes) -> None:
         self._in_body = True
-        self._parts.append(part)
-        self._size += len(part)
-        if self._size > self._limits.body:
+        if self._ending or self._dropping:
+            return
+        self._body += part
+        self._lane.held += len(part)
+        if len(self._body) > self._limits.body:
             self._too_large()
+        elif self._lane.held > max(HELD, 8 * self._limits.body):
+            self._refuse("busy", Refusal(503, "too many bodies at once: try again", [(b"retry-after", b"1")]))
 
     def on_message_complete(self) -> None:
         if self._ending:
@@ -96,10 +104,10 @@ class Connection(asyncio.Protocol):
         self._begun, request = False, self._request
         if not self._stuck:
             self._since = None
-        request.method, request.body = self._parser.get_method().decode(), b"".join(self._parts)
+        request.method, request.body = self._parser.get_method().decode(), bytes(self._body)
         request.keep = self._parser.should_keep_alive()
         request.for_lane = request.method == "POST" and request.target in (b"/predict", b"/predict/")
-        self._parts = []
+        self._body.clear()
         if self._task:
             self._waiting.append(request)
             self._transport.pause_reading()
@@ -151,6 +159,7 @@ class Connection(asyncio.Protocol):
 
     def _send(self, request: Request, response: Response) -> None:
         status, headers, body = response
+        self._lane.held -= len(request.body)
         if self._transport.is_closing():
             return
         keep = request.keep and not self._lane.draining
@@ -166,7 +175,14 @@ class Connection(asyncio.Protocol):
         self._answered += 1
         if not keep:
             self._ending = True
+            self._let_go()
             self._end()
+
+    def _let_go(self) -> None:
+        """Forget what won't be answered."""
+        self._lane.held -= len(self._body) + sum(len(request.body) for request in self._waiting)
+        self._body.clear()
+        self._waiting.clear()
 
     def _count(self, size: int) -> None:
         self._head += size
@@ -181,7 +197,7 @@ class Connection(asyncio.Protocol):
         if self._ending:
             return
         self._lane.live.counts.add(reason)
-        if reason in ("body", "malformed"):
+        if reason not in ("connections", "slow"):
             # What was sent meanwhile is read and dropped: a reset would take the sentence from the client.
             self._end = self._transport.write_eof
         if self._stuck:

@@ -38,9 +38,8 @@ async def listening(server: Lane) -> AsyncIterator[int]:
 @contextlib.asynccontextmanager
 async def client(server: Lane) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the server, which answers meanwhile."""
-    async with listening(server) as port:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as asking:
-            yield asking
+    async with listening(server) as port, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as asking:
+        yield asking
 
 
 def say(server: Lane, *parts: bytes) -> bytes:

@@ -6,12 +6,14 @@ import re
 import socket
 from pathlib import Path
 
+import connection
 import pytest
 from connection import HEAD
-from interface import lane, listening, live, say
+from interface import client, lane, listening, live, say
 from lane import Lane
 from limits import Limits
 
+pytestmark = pytest.mark.usefixtures("iris")
 FLOWER = b"[5.1,3.5,1.4,0.2]"
 CHUNKED = (
     b"POST /predict HTTP/1.1\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n11\r\n" + FLOWER + b"\r\n0\r\n"
@@ -47,7 +49,7 @@ def test_a_head_is_counted_alone(iris: Lane, size: int) -> None:
     assert statuses(say(iris, post() * 2000 + post(headers=b"Connection: close\r\n"))) == [200] * 2001
 
 
-def test_a_client_that_sends_much_and_never_reads_is_cut_off(root: Path, iris: Lane) -> None:  # noqa: ARG001
+def test_a_client_that_sends_much_and_never_reads_is_cut_off(root: Path) -> None:
     server = lane(live(root, limits=Limits(seconds=0.01)))
 
     async def scene() -> None:
@@ -56,15 +58,67 @@ def test_a_client_that_sends_much_and_never_reads_is_cut_off(root: Path, iris: L
                 client.setblocking(False)
                 while not server.connections:
                     await asyncio.sleep(0)
-                (connection,) = server.connections
+                (connected,) = server.connections
                 with contextlib.suppress(BlockingIOError):
-                    while not connection._stuck:
+                    while not connected._stuck:
                         client.send(post() * 1000)
                         await asyncio.sleep(0)
-                while not connection._stuck:
+                while not connected._stuck:
                     await asyncio.sleep(0)
                 while server.connections:
-                    connection.check(asyncio.get_running_loop().time())
+                    connected.check(asyncio.get_running_loop().time())
                     await asyncio.sleep(0)
 
     asyncio.run(scene())
+
+
+async def unfinished(port: int, count: int, headers: bytes = b"") -> list[asyncio.StreamWriter]:
+    """Connections, each of which has sent 99 bytes of a body of 100."""
+    writers = [(await asyncio.open_connection("127.0.0.1", port))[1] for _ in range(count)]
+    for writer in writers:
+        writer.write(b"POST /predict HTTP/1.1\r\n%bContent-Length: 100\r\n\r\n" % headers + b" " * 99)
+    return writers
+
+
+def test_bodies_of_all_connections_have_a_limit_and_are_let_go(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "HELD", 900)
+    server = lane(live(root, limits=Limits(body=100)))
+
+    async def scene() -> None:
+        async with client(server) as asking, asyncio.timeout(20):
+            port = asking.base_url.port
+            assert port
+            writers = await unfinished(port, 9)
+            while server.held < 9 * 99:
+                await asyncio.sleep(0)
+            refused = await asking.post("/predict", content=FLOWER)
+            assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+            writers[0].close()
+            while server.held > 8 * 99:
+                await asyncio.sleep(0)
+            assert (await asking.post("/predict", content=FLOWER)).status_code == 200
+            writers[1].write(b" ")  # answered: 400
+            for writer in writers[2:]:
+                writer.close()
+            while server.held:
+                await asyncio.sleep(0)
+            writers[1].close()
+
+    asyncio.run(scene())
+
+
+def test_without_a_key_no_body_is_held(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("a-key-of-20-characters")
+    server = lane(live(root), keys=tmp_path / "keys")
+
+    async def scene() -> None:
+        async with listening(server) as port, asyncio.timeout(20):
+            writers = await unfinished(port, 3) + await unfinished(port, 1, b"X-API-Key: a-key-of-20-characters\r\n")
+            while server.held < 99 or not all(one._begun for one in server.connections):
+                await asyncio.sleep(0)
+            assert server.held == 99
+            for writer in writers:
+                writer.close()
+
+    asyncio.run(scene())
+    assert statuses(say(server, post(headers=b"Connection: close\r\n"))) == [401]
