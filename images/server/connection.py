@@ -51,13 +51,15 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._ending:
             return
-        self._in_body = False
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
-            self._refuse("malformed", Refusal(400, f"this is no HTTP/1.1 request: {error}"))
-        except httptools.HttpParserUpgrade:
-            self._refuse("malformed", Refusal(400, "HTTP/1.1 is all that is spoken here"))
+        self._in_body, rest = False, data
+        while rest and not self._ending:
+            try:
+                self._parser.feed_data(rest)
+                break
+            except httptools.HttpParserUpgrade as upgrade:
+                rest = self._not_upgraded() + rest[upgrade.args[0] :]
+            except httptools.HttpParserError as error:
+                self._refuse("malformed", Refusal(400, f"this is no HTTP/1.1 request: {error}"))
         # The parser keeps a header or trailer until its line ends.
         self._line = 0 if self._in_body else len(data) - 1 - data.rfind(b"\n") + (b"\n" not in data and self._line)
         self._count(0)
@@ -79,6 +81,8 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         self._in_head, request = False, self._request
+        if self._parser.should_upgrade():
+            return
         header = request.header = dict(request.headers)
         request.allowed = self._lane.keys.allow(request.path, header)
         self._dropping = not request.allowed or is_open(request.path)
@@ -99,7 +103,7 @@ class Connection(asyncio.Protocol):
             self._refuse("busy", Refusal(503, "too many bodies at once: try again", [(b"retry-after", b"1")]))
 
     def on_message_complete(self) -> None:
-        if self._ending:
+        if self._ending or self._parser.should_upgrade():
             return
         self._begun, request = False, self._request
         if not self._stuck:
@@ -138,6 +142,16 @@ class Connection(asyncio.Protocol):
         """End it after the request in progress."""
         if not (self._task or (self._begun and not self._ending)):
             self._transport.close()
+
+    def _not_upgraded(self) -> bytes:
+        """The head for a new parser: without Upgrade, which a server may ignore (RFC 9110, 7.8)."""
+        request, method, version = self._request, self._parser.get_method(), self._parser.get_http_version()
+        if method == b"CONNECT":
+            self._refuse("malformed", Refusal(400, "HTTP/1.1 is all that is spoken here"))
+        self._parser = httptools.HttpRequestParser(self)
+        lines = [b"%b %b HTTP/%b" % (method, request.target, version.encode())]
+        lines += [b"%b: %b" % header for header in request.headers if header[0] != b"upgrade"]
+        return b"\r\n".join([*lines, b"\r\n"])
 
     def _start(self, request: Request) -> None:
         answering = self._lane.answer(request)

@@ -122,3 +122,20 @@ def test_without_a_key_no_body_is_held(root: Path, tmp_path: Path) -> None:
 
     asyncio.run(scene())
     assert statuses(say(server, post(headers=b"Connection: close\r\n"))) == [401]
+
+
+H2C = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAA\r\n"
+
+
+@pytest.mark.parametrize("split", [0, 10, 150, -5])
+def test_an_upgrade_is_not_taken_up_and_the_request_answered(iris: Lane, split: int) -> None:
+    get = b"GET /healthz HTTP/1.1\r\nHost: x\r\n%b\r\n"
+    sent = (
+        post(headers=H2C) + get % H2C + CHUNKED.replace(b"close\r\n", b"close, Upgrade\r\nUpgrade: h2c\r\n") + b"\r\n"
+    )
+    assert statuses(say(iris, sent[:split], sent[split:])) == [200] * 3
+    assert statuses(say(iris, *[get % H2C * 2000 + post(headers=b"Connection: close\r\n")])) == [200] * 2001
+
+
+def test_a_tunnel_is_refused_once(iris: Lane) -> None:
+    assert statuses(say(iris, b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\nabc", b"abc")) == [400]
