@@ -29,6 +29,7 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpRequestParser(self)
         self._waiting: deque[Request] = deque()  # pipelined behind the one that a task answers
         self._task: asyncio.Task[None] | None = None
+        self._refusal: Refusal | None = None  # the last answer, after those that wait
         self._begun = self._stuck = self._ending = False  # a request; the client doesn't read; no further request
         self._in_head = self._in_body = False  # where the parser is, and whether this read held some of a body
         self._head = self._line = self._answered = 0
@@ -166,9 +167,11 @@ class Connection(asyncio.Protocol):
     async def _later(self, request: Request, answering: Any) -> None:
         self._send(request, await answering)
         self._task = None
-        while self._waiting and not (self._task or self._ending):
+        while self._waiting and not self._task:
             self._start(self._waiting.popleft())
-        if not (self._waiting or self._stuck or self._transport.is_closing()):
+        if self._refusal and not self._task:
+            self._say(self._refusal)
+        if not (self._task or self._stuck or self._transport.is_closing()):
             self._transport.resume_reading()
 
     def _send(self, request: Request, response: Response) -> None:
@@ -197,6 +200,7 @@ class Connection(asyncio.Protocol):
         self._lane.held -= len(self._body) + sum(len(request.body) for request in self._waiting)
         self._body.clear()
         self._waiting.clear()
+        self._refusal = None
 
     def _count(self, size: int) -> None:
         self._head += size
@@ -214,13 +218,16 @@ class Connection(asyncio.Protocol):
         if reason not in ("connections", "slow"):
             # What was sent meanwhile is read and dropped: a reset would take the sentence from the client.
             self._end = self._transport.write_eof
+        self._ending = True
         if self._stuck:
             self._transport.abort()
-        elif self._task:  # the client would take this for the answer that it waits for
-            self._transport.close()
+        elif self._task:
+            self._refusal, self._since = refusal, None
         else:
-            self._send(Request(self._client), (refusal.status, refusal.headers, refusal.body()))
-        self._ending = True
+            self._say(refusal)
+
+    def _say(self, refusal: Refusal) -> None:
+        self._send(Request(self._client), (refusal.status, refusal.headers, refusal.body()))
 
 
 @functools.lru_cache(1)  # written once a second

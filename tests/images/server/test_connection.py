@@ -139,3 +139,18 @@ def test_an_upgrade_is_not_taken_up_and_the_request_answered(iris: Lane, split: 
 
 def test_a_tunnel_is_refused_once(iris: Lane) -> None:
     assert statuses(say(iris, b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\nabc", b"abc")) == [400]
+
+
+@pytest.mark.parametrize(
+    ("bad", "status"),
+    [
+        (b"nonsense\r\n\r\n", 400),
+        (b"CONNECT x:80 HTTP/1.1\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nX: " + b"y" * HEAD + b"\r\n\r\n", 431),
+        (b"POST /predict HTTP/1.1\r\nContent-Length: 9999999999\r\n\r\n", 413),
+    ],
+)
+def test_what_is_refused_waits_for_the_answers_before_it(iris: Lane, bad: bytes, status: int) -> None:
+    later = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"  # answered by a task
+    assert statuses(say(iris, later * 2 + post() + bad)) == [200, 200, 200, status]
+    assert statuses(say(iris, later + bad)) == [200, status]
