@@ -4,13 +4,12 @@ https://github.com/kserve/open-inference-protocol, and Triton's binary tensor da
 """
 
 import itertools
-import math
 import struct
 from typing import Any
 
 import msgspec
 import numpy as np
-from decode import UNREADABLE, Array, numbers
+from decode import UNREADABLE, Array, count, numbers
 from fastapi import APIRouter, Request, Response
 from limits import Refusal
 from live import Live, Predictor
@@ -194,7 +193,7 @@ def _array(tensor: Tensor, raw: bytes) -> Array:
         table = np.array(data, np.float64)
     except OverflowError:
         raise Refusal(422, "data: a number is too large") from None
-    if min(tensor.shape, default=0) < 0 or math.prod(tensor.shape) != len(data):
+    if count(tensor.shape) != len(data) or min(tensor.shape, default=0) < 0:
         raise Refusal(422, f"shape {tensor.shape[:8]} doesn't fit {len(data)} numbers")
     if dtype.kind != "f" and (table != np.floor(table)).any():
         raise Refusal(422, f"data: {tensor.datatype} has whole numbers only")

@@ -168,6 +168,12 @@ def test_with_a_model_it_is_ready_and_names_it(iris: Lane, root: Path) -> None:
     assert ask(iris, "GET", "/readyz").json() == {"ready": True, "model": "iris", "digest": digest, "problem": None}
 
 
+def npy_of(shape: str) -> bytes:
+    """An .npy that says so of its 16 bytes, or none."""
+    head = b"{'descr': '<f4', 'fortran_order': False, 'shape': %b, }\n" % shape.encode()
+    return b"\x93NUMPY\1\0" + len(head).to_bytes(2, "little") + head + bytes(0 if "0," in shape[:3] else 16)
+
+
 def npy(array: Any) -> bytes:
     file = io.BytesIO()
     np.save(file, np.asarray(array))
@@ -198,6 +204,10 @@ def test_an_npy_of_images_may_have_their_shape(mnist: Lane) -> None:
         (b"\x93NUMPY", 400, "the .npy header is cut off"),
         (b"\x93NUMPY\x01\x00\x10\x00" + b"__import__('os')", 400, "the .npy header can't be read"),
         (b"\x93NUMPY\x03\x00\x02\x00\x00\x00{}", 400, "the .npy header can't be read"),
+        (npy_of(f"({'1,' * 66}4)"), 422, "a shape has at most 32 whole numbers"),
+        (npy_of(f"(0, {2**62}, 8)"), 422, "a shape has at most 32 whole numbers"),
+        (npy_of(f"(0, {10**30})"), 422, "a shape has at most 32 whole numbers"),
+        (npy_of("(True, 4)"), 422, "a shape has at most 32 whole numbers"),
         (npy(np.array([None] * 4)), 422, "a .npy of object: expected integers or floats"),
         (npy(np.array(["a"] * 4)), 422, "a .npy of <U1: expected"),
         (npy([True] * 4), 422, "a .npy of bool: expected"),

@@ -120,6 +120,20 @@ BAD_TENSORS: list[tuple[dict[str, Any], int, str]] = [
     ({"datatype": "INT32"}, 422, "data: INT32 has whole numbers only"),
     ({"data": None}, 400, "binary_data_size is None, but 0 bytes follow the JSON"),
     ({"data": None, "parameters": {"binary_data_size": 16}}, 400, "binary_data_size is 16, but 0 bytes follow"),
+    ({"shape": [1] * 66 + [4]}, 422, "a shape has at most 32 whole numbers"),
+    ({"shape": [9] * 100_000}, 422, "a shape has at most 32 whole numbers"),
+    *(
+        ({"shape": shape, "data": []}, 422, "a shape has at most 32 whole numbers")
+        for shape in ([0, 10**30], [0, 2**62], [0, 2**62, 8])
+    ),
+    *(
+        (
+            {"shape": shape, "data": None, "parameters": {"binary_data_size": 0}},
+            422,
+            "a shape has at most 32 whole numbers",
+        )
+        for shape in ([0, 10**30], [0, 2**62], [0, 2**62, 8])
+    ),
     ({"shape": "4"}, 400, "the body can't be read as an inference request"),
     ({"data": 4}, 400, "the body can't be read as an inference request"),
 ]
