@@ -62,7 +62,7 @@ class Reader:
         """
         if body.startswith(NPY):
             return self.fit(_npy(body))
-        start = body[:16].translate(None, b" \t\r\n")
+        start = body[:256].translate(None, b" \t\r\n")
         start = next((s for s in (start[:3], start[:2]) if s in self._decoders), start[:1])
         try:
             data = self._decoders.get(start, self._decoders[b"["])(body)

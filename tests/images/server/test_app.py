@@ -83,6 +83,11 @@ def test_a_body_that_is_answered_in_a_thread_gets_the_same_answers(mnist: Lane) 
     assert ask(mnist, "POST", "/predict", body).json()["predictions"] == digits
 
 
+def test_json_may_be_indented(mnist: Lane) -> None:
+    body = json.dumps([bodies.lines(bodies.pixels(digit)) for digit in (3, 1)], indent=16).encode()
+    assert ask(mnist, "POST", "/predict", body).json()["predictions"] == [3, 1]
+
+
 @pytest.mark.parametrize(
     ("body", "status", "sentence"),
     bodies.NO_FLOWERS,
