@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import re
 import time
 from collections import deque
 from http import HTTPStatus
@@ -14,6 +15,7 @@ from live import inline
 
 HEAD = 64 * 2**10  # bytes of target, headers and trailers
 HELD = 64 * 2**20  # bytes of all connections' bodies
+ABSOLUTE = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)  # of a target: taken, and left out (RFC 9112, 3.2.2)
 STATUS = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
 
 
@@ -84,6 +86,8 @@ class Connection(asyncio.Protocol):
         self._in_head, request = False, self._request
         if self._parser.should_upgrade():
             return
+        if absolute := ABSOLUTE.match(request.target):
+            request.target = b"/" + request.target[absolute.end() :].removeprefix(b"/")
         header = request.header = dict(request.headers)
         request.allowed = self._lane.keys.allow(request.path, header)
         self._dropping = not request.allowed or is_open(request.path)

@@ -154,3 +154,10 @@ def test_what_is_refused_waits_for_the_answers_before_it(iris: Lane, bad: bytes,
     later = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"  # answered by a task
     assert statuses(say(iris, later * 2 + post() + bad)) == [200, 200, 200, status]
     assert statuses(say(iris, later + bad)) == [200, status]
+
+
+@pytest.mark.parametrize("target", [b"http://x/healthz", b"HTTPS://x:80/healthz?a=/b", b"http://x", b"http://x?a=/b"])
+def test_a_target_with_scheme_and_host_is_its_path(iris: Lane, target: bytes) -> None:
+    assert statuses(say(iris, b"GET %b HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % target)) == [200]
+    predicting = post(headers=b"Connection: close\r\n").replace(b"/predict", b"http://x/predict")
+    assert statuses(say(iris, predicting)) == [200]
