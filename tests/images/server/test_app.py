@@ -130,6 +130,8 @@ def test_the_model_endpoint_answers_the_manifest(iris: Lane, root: Path) -> None
     manifest = ask(iris, "GET", "/model").json()
     assert manifest["digest"] == (root / "iris" / "CURRENT").read_text().strip()
     assert manifest["classes"] == models.SPECIES
+    for told in (manifest, *ask(iris, "GET", "/model/lineage").json()):
+        assert not {"outcomes", "learned"} & told.keys()  # they tell of single rows
     assert [feature["name"] for feature in manifest["input"]["features"]] == list(bodies.NAMED)
 
 
