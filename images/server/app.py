@@ -188,7 +188,8 @@ def _describe(
 
 def _told(manifest: Manifest) -> dict[str, Any]:
     told: dict[str, Any] = msgspec.to_builtins(manifest)
-    del told["outcomes"]  # bits of validation rows, for the store's comparisons alone
+    for kept in ("outcomes", "learned"):  # of validation and training rows, for the store's comparisons alone
+        del told[kept]
     return told
 
 

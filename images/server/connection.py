@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import re
 import time
 from collections import deque
 from http import HTTPStatus
@@ -9,10 +10,12 @@ from typing import Any
 
 import httptools
 from lane import SECURITY, Lane, Request, Response
-from limits import Refusal
+from limits import Refusal, is_open
 from live import inline
 
-HEAD = 64 * 2**10  # bytes of request line and headers
+HEAD = 64 * 2**10  # bytes of target, headers and trailers
+HELD = 64 * 2**20  # bytes of all connections' bodies
+ABSOLUTE = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)  # of a target: taken, and left out (RFC 9112, 3.2.2)
 STATUS = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
 
 
@@ -28,9 +31,11 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpRequestParser(self)
         self._waiting: deque[Request] = deque()  # pipelined behind the one that a task answers
         self._task: asyncio.Task[None] | None = None
+        self._refusal: Refusal | None = None  # the last answer, after those that wait
         self._begun = self._stuck = self._ending = False  # a request; the client doesn't read; no further request
-        self._head = self._answered = self._size = 0
-        self._parts: list[bytes] = []
+        self._in_head = self._in_body = False  # where the parser is, and whether this read held some of a body
+        self._head = self._line = self._answered = 0
+        self._body = bytearray()
         self._since: float | None = self._loop.time()  # since when the client owes us a request, or reading an answer
 
     def connection_made(self, transport: Any) -> None:
@@ -44,53 +49,74 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, _: Exception | None) -> None:
         self._lane.connections.discard(self)
         self._ending, self._since = True, None
+        self._let_go()
 
     def data_received(self, data: bytes) -> None:
         if self._ending:
             return
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
-            self._refuse("malformed", Refusal(400, f"this is no HTTP/1.1 request: {error}"))
-        except httptools.HttpParserUpgrade:
-            self._refuse("malformed", Refusal(400, "HTTP/1.1 is all that is spoken here"))
-        if self._head >= 0:
-            self._head += len(data)
-            if self._head > HEAD:
-                self._refuse("malformed", Refusal(431, f"at most {HEAD} bytes of headers"))
+        self._in_body, rest = False, data
+        while rest and not self._ending:
+            try:
+                self._parser.feed_data(rest)
+                break
+            except httptools.HttpParserUpgrade as upgrade:
+                rest = self._not_upgraded() + rest[upgrade.args[0] :]
+            except httptools.HttpParserError as error:
+                self._refuse("malformed", Refusal(400, f"this is no HTTP/1.1 request: {error}"))
+        # The parser keeps a header or trailer until its line ends.
+        self._line = 0 if self._in_body else len(data) - 1 - data.rfind(b"\n") + (b"\n" not in data and self._line)
+        self._count(0)
 
     def on_message_begin(self) -> None:
-        self._since, self._begun, self._head = self._loop.time(), True, 0
-        self._request = Request(self._client)
+        self._begun, self._head = True, 0
+        if not self._stuck:
+            self._since = self._loop.time()
+        self._in_head, self._request = True, Request(self._client)
 
     def on_url(self, url: bytes) -> None:
         self._request.target += url
+        self._count(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._request.headers.append((name.lower(), value))
+        self._count(len(name) + len(value) + len(b": \r\n"))
+        if self._in_head:  # else it is a trailer, which may be ignored (RFC 9110, 6.5.1)
+            self._request.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        self._head, self._size, self._parts = -1, 0, []
-        header = self._request.header = dict(self._request.headers)
+        self._in_head, request = False, self._request
+        if self._parser.should_upgrade():
+            return
+        if absolute := ABSOLUTE.match(request.target):
+            request.target = b"/" + request.target[absolute.end() :].removeprefix(b"/")
+        header = request.header = dict(request.headers)
+        request.allowed = self._lane.keys.allow(request.path, header)
+        self._dropping = not request.allowed or is_open(request.path)
         if int(header.get(b"content-length", 0)) > self._limits.body:  # llhttp has made sure that it is a number
             self._too_large()
         elif header.get(b"expect", b"").lower() == b"100-continue" and not self._task:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, part: bytes) -> None:
-        self._parts.append(part)
-        self._size += len(part)
-        if self._size > self._limits.body:
+        self._in_body = True
+        if self._ending or self._dropping:
+            return
+        self._body += part
+        self._lane.held += len(part)
+        if len(self._body) > self._limits.body:
             self._too_large()
+        elif self._lane.held > max(HELD, 8 * self._limits.body):
+            self._refuse("busy", Refusal(503, "too many bodies at once: try again", [(b"retry-after", b"1")]))
 
     def on_message_complete(self) -> None:
-        if self._ending:
+        if self._ending or self._parser.should_upgrade():
             return
-        self._since, self._begun, request = None, False, self._request
-        request.method, request.body = self._parser.get_method().decode(), b"".join(self._parts)
+        self._begun, request = False, self._request
+        if not self._stuck:
+            self._since = None
+        request.method, request.body = self._parser.get_method().decode(), bytes(self._body)
         request.keep = self._parser.should_keep_alive()
         request.for_lane = request.method == "POST" and request.target in (b"/predict", b"/predict/")
-        self._parts = []
+        self._body.clear()
         if self._task:
             self._waiting.append(request)
             self._transport.pause_reading()
@@ -119,8 +145,18 @@ class Connection(asyncio.Protocol):
 
     def drain(self) -> None:
         """End it after the request in progress."""
-        if not (self._task or self._begun):
+        if not (self._task or (self._begun and not self._ending)):
             self._transport.close()
+
+    def _not_upgraded(self) -> bytes:
+        """The head for a new parser: without Upgrade, which a server may ignore (RFC 9110, 7.8)."""
+        request, method, version = self._request, self._parser.get_method(), self._parser.get_http_version()
+        if method == b"CONNECT":
+            self._refuse("malformed", Refusal(400, "HTTP/1.1 is all that is spoken here"))
+        self._parser = httptools.HttpRequestParser(self)
+        lines = [b"%b %b HTTP/%b" % (method, request.target, version.encode())]
+        lines += [b"%b: %b" % header for header in request.headers if header[0] != b"upgrade"]
+        return b"\r\n".join([*lines, b"\r\n"])
 
     def _start(self, request: Request) -> None:
         answering = self._lane.answer(request)
@@ -135,13 +171,16 @@ class Connection(asyncio.Protocol):
     async def _later(self, request: Request, answering: Any) -> None:
         self._send(request, await answering)
         self._task = None
-        while self._waiting and not (self._task or self._ending):
+        while self._waiting and not self._task:
             self._start(self._waiting.popleft())
-        if not (self._waiting or self._stuck or self._transport.is_closing()):
+        if self._refusal and not self._task:
+            self._say(self._refusal)
+        if not (self._task or self._stuck or self._transport.is_closing()):
             self._transport.resume_reading()
 
     def _send(self, request: Request, response: Response) -> None:
         status, headers, body = response
+        self._lane.held -= len(request.body)
         if self._transport.is_closing():
             return
         keep = request.keep and not self._lane.draining
@@ -157,11 +196,22 @@ class Connection(asyncio.Protocol):
         self._answered += 1
         if not keep:
             self._ending = True
+            self._let_go()
             self._end()
 
+    def _let_go(self) -> None:
+        """Forget what won't be answered."""
+        self._lane.held -= len(self._body) + sum(len(request.body) for request in self._waiting)
+        self._body.clear()
+        self._waiting.clear()
+        self._refusal = None
+
+    def _count(self, size: int) -> None:
+        self._head += size
+        if self._head + self._line > HEAD:
+            self._refuse("malformed", Refusal(431, f"at most {HEAD} bytes of headers"))
+
     def _too_large(self) -> None:
-        # What was sent meanwhile is read and dropped: a reset would take the sentence from the client.
-        self._end = self._transport.write_eof
         self._refuse("body", Refusal(413, f"at most {self._limits.body} bytes a request: send fewer rows"))
 
     def _refuse(self, reason: str, refusal: Refusal) -> None:
@@ -169,13 +219,19 @@ class Connection(asyncio.Protocol):
         if self._ending:
             return
         self._lane.live.counts.add(reason)
+        if reason not in ("connections", "slow"):
+            # What was sent meanwhile is read and dropped: a reset would take the sentence from the client.
+            self._end = self._transport.write_eof
+        self._ending = True
         if self._stuck:
             self._transport.abort()
-        elif self._task:  # the client would take this for the answer that it waits for
-            self._transport.close()
+        elif self._task:
+            self._refusal, self._since = refusal, None
         else:
-            self._send(Request(self._client), (refusal.status, refusal.headers, refusal.body()))
-        self._ending = True
+            self._say(refusal)
+
+    def _say(self, refusal: Refusal) -> None:
+        self._send(Request(self._client), (refusal.status, refusal.headers, refusal.body()))
 
 
 @functools.lru_cache(1)  # written once a second

@@ -62,7 +62,7 @@ class Reader:
         """
         if body.startswith(NPY):
             return self.fit(_npy(body))
-        start = body[:16].translate(None, b" \t\r\n")
+        start = body[:256].translate(None, b" \t\r\n")
         start = next((s for s in (start[:3], start[:2]) if s in self._decoders), start[:1])
         try:
             data = self._decoders.get(start, self._decoders[b"["])(body)
@@ -139,9 +139,16 @@ class Reader:
         return table.astype(self.takes.dtype)
 
 
+def count(shape: Sequence[int]) -> int:
+    """The number of values in that shape. Raises Refusal for one that no request has and numpy doesn't hold."""
+    if len(shape) > 32 or bool in map(type, shape) or math.prod(length or 1 for length in shape) > 2**40:
+        raise Refusal(422, "a shape has at most 32 whole numbers, and is no larger than a request")
+    return math.prod(shape)
+
+
 def numbers(raw: bytes, dtype: np.dtype[Any], shape: Sequence[int], fortran: bool = False) -> Array:
     """The array whose memory is `raw`. Raises Refusal where shape and length disagree."""
-    need = math.prod(shape) * dtype.itemsize
+    need = count(shape) * dtype.itemsize
     if min(shape, default=0) < 0 or need != len(raw):
         raise Refusal(400, f"an array of {'×'.join(map(str, shape))} {dtype} has {need} bytes, here are {len(raw)}")
     return np.frombuffer(raw, dtype).reshape(shape, order="F" if fortran else "C")

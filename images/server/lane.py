@@ -31,18 +31,19 @@ SECURITY = (
 
 
 class Request:
-    """A whole request. `keep`: whether its connection stays; `for_lane`: whether the lane answers it.
+    """A whole request. `keep`: whether its connection stays; `for_lane`: whether the lane answers it;
+    `allowed`: whether it has the API key that it needs.
 
     `headers` are as they came, their names in small letters; `header` the last of each name.
     """
 
-    __slots__ = ("body", "client", "for_lane", "header", "headers", "keep", "method", "target")
+    __slots__ = ("allowed", "body", "client", "for_lane", "header", "headers", "keep", "method", "target")
 
     def __init__(self, client: str | None) -> None:
         self.client, self.method, self.target, self.body, self.keep = client, "", b"", b"", False
         self.headers: list[tuple[bytes, bytes]] = []
         self.header: dict[bytes, bytes] = {}
-        self.for_lane = False
+        self.for_lane = self.allowed = False
 
     @property
     def path(self) -> str:
@@ -57,6 +58,7 @@ class Lane:
         self.live, self.keys, self._access_log = live, keys, access_log
         self.connections: set[Connection] = set()
         self.draining = False
+        self.held = 0  # bytes of bodies that aren't answered yet
         self._routes: Any = None
         self._busy, self._prefix, self._number = 0, os.urandom(4).hex().encode(), itertools.count(1)
 
@@ -69,7 +71,7 @@ class Lane:
             ident = b"%s-%x" % (self._prefix, next(self._number))
         self._busy += 1
         try:
-            if not self.keys.allow(path, request.header):
+            if not request.allowed:
                 counts.add("key")
                 sentence = "this needs an API key: Authorization: Bearer KEY, or X-API-Key: KEY"
                 raise Refusal(401, sentence, [(b"www-authenticate", b"Bearer")])

@@ -16,6 +16,11 @@ OPEN = {"/", "/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/v2/h
 OPEN_FOLDER = "/static/"
 
 
+def is_open(path: str) -> bool:
+    """Whether a path is answered without a key, and without its body."""
+    return path in OPEN or path.startswith(OPEN_FOLDER)
+
+
 class Limits(msgspec.Struct, frozen=True):
     """Bytes and rows a request, requests in progress, seconds to send and to answer one, connections."""
 
@@ -71,7 +76,7 @@ class Keys:
 
     def allow(self, path: str, header: Mapping[bytes, bytes]) -> bool:
         """Whether a request may be answered: `Authorization: Bearer KEY` or `X-API-Key: KEY`."""
-        if not self._digests or path in OPEN or path.startswith(OPEN_FOLDER):
+        if not self._digests or is_open(path):
             return True
         scheme, _, bearer = header.get(b"authorization", b"").partition(b" ")
         given = header.get(b"x-api-key") or (bearer.strip() if scheme.lower() == b"bearer" else b"")

@@ -4,13 +4,12 @@ https://github.com/kserve/open-inference-protocol, and Triton's binary tensor da
 """
 
 import itertools
-import math
 import struct
 from typing import Any
 
 import msgspec
 import numpy as np
-from decode import UNREADABLE, Array, numbers
+from decode import UNREADABLE, Array, count, numbers
 from fastapi import APIRouter, Request, Response
 from limits import Refusal
 from live import Live, Predictor
@@ -142,7 +141,10 @@ def infer_body(current: Predictor, body: bytes, length: str | None) -> tuple[byt
     labels = np.array(manifest.classes, dtype=object)[best]
     outputs = {"probabilities": ("FP32", probabilities), "prediction": ("INT64", best), "label": ("BYTES", labels)}
     tensors, blobs = [], []
-    for output in asked.outputs or map(Wanted, outputs):
+    wanted = asked.outputs or [Wanted(name) for name in outputs]
+    if len({output.name for output in wanted}) < len(wanted):
+        raise Refusal(422, "outputs: each may be named once")
+    for output in wanted:
         if output.name not in outputs:
             raise Refusal(422, f"no output {output.name[:40]!r}: expected {', '.join(outputs)}")
         if "classification" in output.parameters:
@@ -191,7 +193,7 @@ def _array(tensor: Tensor, raw: bytes) -> Array:
         table = np.array(data, np.float64)
     except OverflowError:
         raise Refusal(422, "data: a number is too large") from None
-    if min(tensor.shape, default=0) < 0 or math.prod(tensor.shape) != len(data):
+    if count(tensor.shape) != len(data) or min(tensor.shape, default=0) < 0:
         raise Refusal(422, f"shape {tensor.shape[:8]} doesn't fit {len(data)} numbers")
     if dtype.kind != "f" and (table != np.floor(table)).any():
         raise Refusal(422, f"data: {tensor.datatype} has whole numbers only")

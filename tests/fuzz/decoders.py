@@ -67,6 +67,7 @@ def one(data: bytes) -> None:
 def seeds() -> list[bytes]:
     """Good bodies of every form, for the fuzzer to start from."""
     import io
+    import json
 
     import msgspec
 
@@ -78,6 +79,15 @@ def seeds() -> list[bytes]:
         file = io.BytesIO()
         np.save(file, array)
         found.append(bytes([model]) + file.getvalue())
+    for shape in ([1] * 66 + [4], [0, 10**30], [0, 2**62], [0, 2**62, 8]):  # what numpy's reshape doesn't take
+        for more in ({"data": []}, {"data": None, "parameters": {"binary_data_size": 0}}):
+            text = json.dumps({"inputs": [tensor | {"shape": shape} | more]}).encode()
+            found.append(b"\x02" + text)
+    for shape in ("1," * 66 + "4", f"0,{10**30}", f"0,{2**62},8", "True,4"):
+        head = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({shape}), }}\n".encode()
+        found.append(
+            b"\x00\x93NUMPY\1\0" + len(head).to_bytes(2, "little") + head + bytes(0 if shape[0] == "0" else 16)
+        )
     return found
 
 

@@ -28,13 +28,35 @@ def lane(answering: Live, keys: Path | None = None, access_log: bool = False) ->
 
 
 @contextlib.asynccontextmanager
+async def listening(server: Lane) -> AsyncIterator[int]:
+    """The port where the server answers meanwhile."""
+    listener = await asyncio.get_running_loop().create_server(lambda: Connection(server), "127.0.0.1", 0)
+    yield listener.sockets[0].getsockname()[1]
+    listener.close()
+
+
+@contextlib.asynccontextmanager
 async def client(server: Lane) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the server, which answers meanwhile."""
-    listening = await asyncio.get_running_loop().create_server(lambda: Connection(server), "127.0.0.1", 0)
-    port = listening.sockets[0].getsockname()[1]
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as asking:
+    async with listening(server) as port, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as asking:
         yield asking
-    listening.close()
+
+
+def say(server: Lane, *parts: bytes) -> bytes:
+    """All that the server sends on one connection until it closes it; the parts are sent one after another."""
+
+    async def once() -> bytes:
+        async with listening(server) as port, asyncio.timeout(20):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            for part in parts:
+                writer.write(part)
+                await writer.drain()
+                await asyncio.sleep(0)
+            answers = await reader.read()
+            writer.close()
+            return answers
+
+    return asyncio.run(once())
 
 
 def ask(server: Any, method: str, path: str, body: Any = None, **more: Any) -> httpx.Response:

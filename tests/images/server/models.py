@@ -49,7 +49,7 @@ def brightest_of_ten() -> bytes:
 
 def red_or_not() -> bytes:
     """Red is warm, blue is cold."""
-    weights = np.array([[0, 0], [20, 0], [0, 20]])  # size, red, blue
+    weights = np.array([[0.0, 0], [20, 0], [0, 20]])  # size, red, blue
     return artifact.mlp([(weights, np.zeros(2))], "identity", COLOURS, ["warm", "cold"])
 
 

@@ -83,6 +83,11 @@ def test_a_body_that_is_answered_in_a_thread_gets_the_same_answers(mnist: Lane) 
     assert ask(mnist, "POST", "/predict", body).json()["predictions"] == digits
 
 
+def test_json_may_be_indented(mnist: Lane) -> None:
+    body = json.dumps([bodies.lines(bodies.pixels(digit)) for digit in (3, 1)], indent=16).encode()
+    assert ask(mnist, "POST", "/predict", body).json()["predictions"] == [3, 1]
+
+
 @pytest.mark.parametrize(
     ("body", "status", "sentence"),
     bodies.NO_FLOWERS,
@@ -111,7 +116,7 @@ def test_a_body_without_an_announced_length_is_cut_off_at_the_limit(iris: Lane) 
     async def endless() -> Any:
         for _ in range(64):
             yield b" " * 2**20
-            held.extend(sum(map(len, connection._parts)) for connection in iris.connections if connection._begun)
+            held.extend(len(connection._body) for connection in iris.connections)
 
     async def once() -> httpx.Response:
         async with client(iris) as asking:
@@ -125,6 +130,8 @@ def test_the_model_endpoint_answers_the_manifest(iris: Lane, root: Path) -> None
     manifest = ask(iris, "GET", "/model").json()
     assert manifest["digest"] == (root / "iris" / "CURRENT").read_text().strip()
     assert manifest["classes"] == models.SPECIES
+    for told in (manifest, *ask(iris, "GET", "/model/lineage").json()):
+        assert not {"outcomes", "learned"} & told.keys()  # they tell of single rows
     assert [feature["name"] for feature in manifest["input"]["features"]] == list(bodies.NAMED)
 
 
@@ -168,6 +175,12 @@ def test_with_a_model_it_is_ready_and_names_it(iris: Lane, root: Path) -> None:
     assert ask(iris, "GET", "/readyz").json() == {"ready": True, "model": "iris", "digest": digest, "problem": None}
 
 
+def npy_of(shape: str) -> bytes:
+    """An .npy that says so of its 16 bytes, or none."""
+    head = b"{'descr': '<f4', 'fortran_order': False, 'shape': %b, }\n" % shape.encode()
+    return b"\x93NUMPY\1\0" + len(head).to_bytes(2, "little") + head + bytes(0 if "0," in shape[:3] else 16)
+
+
 def npy(array: Any) -> bytes:
     file = io.BytesIO()
     np.save(file, np.asarray(array))
@@ -198,6 +211,10 @@ def test_an_npy_of_images_may_have_their_shape(mnist: Lane) -> None:
         (b"\x93NUMPY", 400, "the .npy header is cut off"),
         (b"\x93NUMPY\x01\x00\x10\x00" + b"__import__('os')", 400, "the .npy header can't be read"),
         (b"\x93NUMPY\x03\x00\x02\x00\x00\x00{}", 400, "the .npy header can't be read"),
+        (npy_of(f"({'1,' * 66}4)"), 422, "a shape has at most 32 whole numbers"),
+        (npy_of(f"(0, {2**62}, 8)"), 422, "a shape has at most 32 whole numbers"),
+        (npy_of(f"(0, {10**30})"), 422, "a shape has at most 32 whole numbers"),
+        (npy_of("(True, 4)"), 422, "a shape has at most 32 whole numbers"),
         (npy(np.array([None] * 4)), 422, "a .npy of object: expected integers or floats"),
         (npy(np.array(["a"] * 4)), 422, "a .npy of <U1: expected"),
         (npy([True] * 4), 422, "a .npy of bool: expected"),

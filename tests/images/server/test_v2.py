@@ -120,6 +120,20 @@ BAD_TENSORS: list[tuple[dict[str, Any], int, str]] = [
     ({"datatype": "INT32"}, 422, "data: INT32 has whole numbers only"),
     ({"data": None}, 400, "binary_data_size is None, but 0 bytes follow the JSON"),
     ({"data": None, "parameters": {"binary_data_size": 16}}, 400, "binary_data_size is 16, but 0 bytes follow"),
+    ({"shape": [1] * 66 + [4]}, 422, "a shape has at most 32 whole numbers"),
+    ({"shape": [9] * 100_000}, 422, "a shape has at most 32 whole numbers"),
+    *(
+        ({"shape": shape, "data": []}, 422, "a shape has at most 32 whole numbers")
+        for shape in ([0, 10**30], [0, 2**62], [0, 2**62, 8])
+    ),
+    *(
+        (
+            {"shape": shape, "data": None, "parameters": {"binary_data_size": 0}},
+            422,
+            "a shape has at most 32 whole numbers",
+        )
+        for shape in ([0, 10**30], [0, 2**62], [0, 2**62, 8])
+    ),
     ({"shape": "4"}, 400, "the body can't be read as an inference request"),
     ({"data": 4}, 400, "the body can't be read as an inference request"),
 ]
@@ -166,10 +180,13 @@ def test_binary_tensors_have_the_bytes_they_announce(iris: Lane) -> None:
     assert send(struct.pack("<4f", 1, float("nan"), 1, 1), 16).status_code == 422
 
 
-@pytest.mark.parametrize("output", [{"name": "x"}, {"name": "label", "parameters": {"classification": 2}}])
-def test_an_output_that_is_not_there_is_refused(iris: Lane, output: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "outputs",
+    [[{"name": "x"}], [{"name": "label", "parameters": {"classification": 2}}], [{"name": "label"}] * 2],
+)
+def test_an_output_that_is_not_there_or_named_twice_is_refused(iris: Lane, outputs: list[dict[str, Any]]) -> None:
     tensor = {"name": "input", "datatype": "FP32", "shape": [1, 4], "data": bodies.FLOWER}
-    response = ask(iris, "POST", "/v2/models/iris/infer", {"inputs": [tensor], "outputs": [output]})
+    response = ask(iris, "POST", "/v2/models/iris/infer", {"inputs": [tensor], "outputs": outputs})
     assert response.status_code == 422
 
 
