@@ -22,4 +22,5 @@ def cpus() -> int:
 
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, str(cpus()))  # read once, when numpy or torch is imported
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime would keep a log for its makers in the home
 os.umask(0o002)

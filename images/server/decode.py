@@ -115,7 +115,8 @@ class Reader:
         names = f" ({', '.join(map(_told, takes.features))})" if takes.features else ""
         lists = f" or {takes.image[0]}×{takes.image[1]} lists" if takes.image else ""
         whole = ", whole from 0 to 255" if takes.dtype == "uint8" else ""
-        return f"{self._size} numbers{names}{lists}{whole}"
+        kind = "values" if self._categories else "numbers"
+        return f"{self._size} {kind}{names}{lists}{whole}"
 
     def _code(self, column: int, value: Any) -> float:
         return self._categories[column].index(value) if isinstance(value, str) else value

@@ -109,10 +109,13 @@ class Search(Progress):
                 if not tasks:
                     break
                 done, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    task.result()
+                for error in filter(None, [task.exception() for task in done]):  # all are asked: asyncio tells none
+                    raise error
         finally:
-            for process in list(self._running):  # only when something here broke
+            for task in tasks:  # only when something here broke
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for process in list(self._running):
                 _stop(process, 0)
                 await process.wait()
 
@@ -203,7 +206,8 @@ class Search(Progress):
 
     def _verdict(self, trial: Trial, status: int, log: Path) -> tuple[State, str]:
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-        said = f"{' | '.join(lines[-LOG_TAIL:]) or 'it printed nothing'} ({log})"
+        tail = lines[-1:] if lines and "error: " in lines[-1] else lines[-LOG_TAIL:]
+        said = f"{' | '.join(tail) or 'it printed nothing'} ({log})"
         if status != 0:
             how = f"killed by signal {status - 128}" if status > 128 else f"exit status {status}"
             return "Failed", f"{how}: {said}"

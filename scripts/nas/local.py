@@ -60,8 +60,10 @@ def run(
         return 128 + search.interrupted
     current = store.load().manifest if store.current() else None
     place = _shown(store.version(current.digest)) if current else ""
-    view.summary(current, place, next_commands(current) if current else [], bridge.reasons(store, experiment.name))
-    if search.state == "Failed" or search.best is None:
+    failed = search.state == "Failed" or search.best is None
+    after = next_commands(current) if current and not failed else []
+    view.summary(current, place, after, bridge.reasons(store, experiment.name))
+    if failed:
         raise NasError(f"the search failed: {search.reason}; what each trial printed is in {search.folder / 'logs'}")
     return 0
 
@@ -103,6 +105,8 @@ def data_digest(experiment: Experiment, places: Places) -> str:
     found = re.search(r"^sha256:([0-9a-f]{64})$", result.stdout, re.MULTILINE)
     if result.returncode or not found:
         said = (result.stderr or result.stdout).strip().splitlines()[-1:] or ["it printed nothing"]
+        if result.returncode == 1:
+            raise NasError(f"{folder.name} can't read its data: {said[0]}")
         raise NasError(f"onlyWhenDataChanges needs a trainer that knows --data-digest; {folder.name} says: {said[0]}")
     return found[1]
 
@@ -155,7 +159,7 @@ def _interrupted(places: Places, path: Path) -> Manifest:
     for folder, manifest in recorded(places):
         if folder.name.startswith(f"{chart.release_name(path)}-"):
             if manifest.get("status", {}).get("conditions", [{}])[-1].get("type") != "Running":
-                break
+                continue
             if manifest["metadata"].get("annotations", {}).get(VALUES) != bridge.digest(path):
                 print(f"{path} has changed since: this run goes on as it began; without --resume a new one starts")
             return manifest

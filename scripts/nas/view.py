@@ -1,6 +1,7 @@
 """A search as a person sees it: live on a terminal, plain lines elsewhere, a summary at the end."""
 
 import contextlib
+import json
 import time
 from collections.abc import Callable, Iterator
 
@@ -90,14 +91,15 @@ class View:
         self._line("time", f"{_clock(self._elapsed)}; {search.reason}")
         if current is None:
             return
-        fate = "promoted"
+        fate = f"promoted, of trial {current.trial.rpartition('-')[2]}"
         if current.experiment != experiment.name:
             fate = f"stays: {reasons.get(search.best.name if search.best else '', 'nothing was promoted')}"
         test = f", {current.metrics.test.accuracy:.4f} on the test set" if current.metrics.test else ""
         accuracy = f"accuracy {current.metrics.validation.accuracy:.4f}{test}"
         self._line("model", f"{current.model} {current.digest[:12]} {fate} ({accuracy})")
         self._line("", place)
-        self._line("next", f"\n{'':8}".join(commands))
+        if commands:
+            self._line("next", f"\n{'':8}".join(commands))
 
     def _line(self, name: str, text: str) -> None:
         self.console.print(Text(f"{name:7}", "bold").append(f" {text}", "not bold"), soft_wrap=True)
@@ -173,9 +175,9 @@ def next_commands(manifest: artifact.Manifest, target: str = "") -> list[str]:
     """What a person may want to do with a promoted model; `target` such as ` TARGET=microk8s`."""
     commands = [f"make serve MODEL={manifest.model}{target}"]
     if features := manifest.input.features:
-        row = ",".join(f"{(feature.min + feature.max) / 2:.1f}" for feature in features)
+        row = json.dumps([f.values[0] if f.values else round((f.min + f.max) / 2, 1) for f in features])
         header = "-H 'Content-Type: application/json'"
-        commands.append(f"curl -X POST localhost:8000/predict/ {header} -d '[{row}]'")
+        commands.append(f"curl -X POST localhost:8000/predict/ {header} -d '{row}'")
     else:
         commands.append(f"make batch MODEL={manifest.model}{target}")
     return commands

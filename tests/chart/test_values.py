@@ -49,6 +49,9 @@ def test_a_key_is_described_and_stands_in_all_options(key: str) -> None:
 OTHERWISE: dict[str, list[str]] = {
     "bridge.enabled": ["bridge.enabled=false"],
     "experiment.algorithm.custom": ["experiment.algorithm.name=ours", "experiment.algorithm.custom=true"],
+    "experiment.cronJob.nodeSelector": ["experiment.cronJob.nodeSelector.disk=ssd"],  # by default, the trainer's
+    "experiment.cronJob.runtimeClassName": ["experiment.cronJob.runtimeClassName=kata"],
+    "experiment.cronJob.tolerations": ["experiment.cronJob.tolerations[0].key=other"],
     "experiment.earlyStopping.algorithm": ["experiment.earlyStopping.algorithm=ours"],
     "experiment.earlyStopping.enabled": ["experiment.earlyStopping.enabled=false"],
     "experiment.enabled": ["experiment.enabled=false"],

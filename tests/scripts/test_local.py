@@ -47,9 +47,19 @@ def test_data_that_was_learned_from_already_starts_no_search(
     assert not (places.store / "toy/trials/toy-0/data-digest").exists(), "nothing was trained for the question"
 
 
-def test_a_trainer_that_tells_no_digest_is_told_and_not_run(places: Places, values: Path) -> None:
-    (places.root / "images/toy-trainer/train.py").write_text("import sys; sys.exit('no such option: --data-digest')")
-    with pytest.raises(NasError, match="trainer that knows --data-digest; toy-trainer says: no such option"):
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [
+        (2, "trainer that knows --data-digest; toy-trainer says: a word too many"),
+        (1, "toy-trainer can't read its data: a word too many"),
+    ],
+)
+def test_a_trainer_that_tells_no_digest_is_told_and_not_run(
+    places: Places, values: Path, status: int, told: str
+) -> None:
+    program = f"import sys; sys.stderr.write('a word too many'); sys.exit({status})"
+    (places.root / "images/toy-trainer/train.py").write_text(program)
+    with pytest.raises(NasError, match=told):
         run(places, values)
     assert not (places.home / "runs").exists()
 

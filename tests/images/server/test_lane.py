@@ -68,7 +68,7 @@ def test_a_category_is_given_by_its_name_or_its_number(body: Any) -> None:
     [
         (
             [["red", 1], ["green", 1]],
-            r"Invalid enum value 'green' - at `\$\[1\]\[0\]`: expected 2 numbers \(colour: red or blue, size\)",
+            r"Invalid enum value 'green' - at `\$\[1\]\[0\]`: expected 2 values \(colour: red or blue, size\)",
         ),
         ([2, 1], "Invalid enum value 2"),
         ([0.5, 1], "Invalid enum value|Expected `int"),
@@ -81,7 +81,7 @@ def test_a_category_that_the_model_never_saw_is_refused(body: Any, sentence: str
 
 
 def test_an_array_with_no_category_is_refused() -> None:
-    with pytest.raises(Refusal, match="row 1, colour is 2: expected 2 numbers"):
+    with pytest.raises(Refusal, match="row 1, colour is 2: expected 2 values"):
         COLOURS.fit(np.array([[0, 1], [2, 1]], np.float32))
 
 
