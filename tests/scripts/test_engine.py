@@ -1,3 +1,4 @@
+import gc
 import os
 import signal
 import subprocess
@@ -51,6 +52,23 @@ def test_every_trial_runs_and_the_best_is_named(search: Run, places: Places) -> 
 def test_no_more_trials_run_at_once_than_the_experiment_says(search: Run) -> None:
     done = search(maxTrialCount=6, parallelTrialCount=2)
     assert (done._watcher.most, len(done.trials)) == (2, 6)  # type: ignore[attr-defined]
+
+
+def test_a_full_disk_ends_the_search_with_one_error_and_no_traceback_beside_it(
+    search: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write = engine._write
+
+    def full(path: Path, manifest: dict[str, Any]) -> None:
+        if path.parent.name == "trials" and "completionTime" in manifest["status"]:
+            raise OSError(28, "No space left on device")
+        write(path, manifest)
+
+    monkeypatch.setattr(engine, "_write", full)
+    with pytest.raises(OSError, match="No space left"):
+        search(parallelTrialCount=3)
+    gc.collect()
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
 
 
 def test_the_record_is_what_kubectl_would_show(search: Run, places: Places) -> None:

@@ -1,8 +1,10 @@
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from modelkit.store import Store
 from nas import chart, local
 from nas.engine import Places
@@ -40,7 +42,7 @@ def test_data_that_was_learned_from_already_starts_no_search(
     seen: str,
     runs: int,
 ) -> None:
-    monkeypatch.setattr(Store, "has_seen", lambda _, digest: digest == seen, raising=False)
+    monkeypatch.setattr(Store, "has_seen", lambda _, digest: digest == seen)
     assert run(places, values) == 0
     assert ("nothing to do: the data is what" in capsys.readouterr().out) == (runs == 0)
     assert len(list((places.home / "runs").glob("*"))) == runs
@@ -62,6 +64,20 @@ def test_a_trainer_that_tells_no_digest_is_told_and_not_run(
     with pytest.raises(NasError, match=told):
         run(places, values)
     assert not (places.home / "runs").exists()
+
+
+def test_resume_goes_on_with_the_latest_interrupted_run_though_others_came_after_it(
+    places: Places, values: Path
+) -> None:
+    for name, state in (("old", "Running"), ("interrupted", "Running"), ("done", "Succeeded")):
+        folder = places.home / "runs" / f"{chart.release_name(values)}-{name}"
+        folder.mkdir(parents=True)
+        manifest = {"metadata": {"name": name}, "spec": {}, "status": {"conditions": [{"type": state}]}}
+        (folder / "experiment.yaml").write_text(yaml.safe_dump(manifest))
+        moment = {"old": 1, "interrupted": 2, "done": 3}[name]
+        os.utime(folder / "experiment.yaml", (moment, moment))
+        os.utime(folder, (moment, moment))
+    assert local._interrupted(places, values)["metadata"]["name"] == "interrupted"
 
 
 def test_the_digest_is_asked_for_with_the_trials_own_command(places: Places, manifest: Manifest) -> None:
