@@ -1,5 +1,6 @@
 """What a user types, against a real cluster: `make iris TARGET=…`, and the nas commands for what it leaves."""
 
+import csv
 import hashlib
 import json
 import random
@@ -197,7 +198,7 @@ def test_batch_scores_files_of_this_machine_once_and_brings_the_result_home(
     for _ in range(2):
         assert "Sample 0: predicted class = 0 (setosa)" in nas(*words).stdout
         (predictions,) = (tmp_path / "out").rglob("*.csv")
-        assert predictions.read_text().splitlines()[1] == "0,0,setosa"
+        assert list(csv.reader(predictions.open()))[1] == ["0", "0", "setosa"]
         jobs |= {job["metadata"]["uid"] for job in release.get("jobs", "--selector=app.kubernetes.io/name=batch")}
     assert len(jobs) == 1
 
