@@ -26,7 +26,7 @@ from modelkit.store import Store, StoreError
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 POLL = 5.0  # seconds between two looks at the search
 FAILED, AGAIN = 1, 75  # exit statuses: the search failed or was refused; another try may go better
-Unanswered = (OSError, http.client.HTTPException, ValueError)  # what an API server or a network that is down gives
+Unanswered = (OSError, http.client.HTTPException, json.JSONDecodeError)  # what an API server or a network that is down gives
 
 
 class Experiments:
@@ -88,7 +88,7 @@ def _choose(api: Experiments, template: str, args: argparse.Namespace) -> str | 
     if args.data_digest:
         digest = args.data_digest.read_text().strip()
         if not digest:
-            raise ValueError(f"{args.data_digest} is empty: the trainer told no digest of its data")
+            raise OSError(f"{args.data_digest} is empty: the trainer told no digest of its data")
         if Store(args.root, model).has_seen(digest):
             print(f"no search: a model of {model} has learned from this data ({digest}) already", flush=True)
             return None

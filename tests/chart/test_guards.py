@@ -79,7 +79,7 @@ CASES: list[tuple[str | Object, list[str], str]] = [
     ),
     ("iris", ["global.claim.existing=c", "storage.storageClass=fast"], "storage.storageClass is set, but the claim c"),
     # the schedule
-    ("iris", ["storage.enabled=false", f"experiment.schedule={DAILY}"], "experiment needs a claim for the models"),
+    (trial(), ["storage.enabled=false", f"experiment.schedule={DAILY}"], "experiment needs a claim for the models"),
     (
         "iris",
         [f"experiment.name={'a' * 27}", f"experiment.schedule={DAILY}"],
