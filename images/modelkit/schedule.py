@@ -26,7 +26,7 @@ from modelkit.store import Store, StoreError
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 POLL = 5.0  # seconds between two looks at the search
 FAILED, AGAIN = 1, 75  # exit statuses: the search failed or was refused; another try may go better
-Unanswered = (OSError, http.client.HTTPException, json.JSONDecodeError)  # what an API server or a network that is down gives
+Unanswered = (OSError, http.client.HTTPException, json.JSONDecodeError)  # from an API server or a network that is down
 
 
 class Experiments:

@@ -139,6 +139,7 @@ def test_a_search_that_was_removed_ends_the_job(run: Callable[..., int], monkeyp
         api.error = refused(404)
 
     monkeypatch.setattr(api, "create", create_and_lose)
+    monkeypatch.setattr(schedule.time, "sleep", lambda _: pytest.fail("it is still waited for"))
     assert run(api) == schedule.FAILED
 
 
