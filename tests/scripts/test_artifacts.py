@@ -258,6 +258,16 @@ def test_a_file_that_goes_while_it_is_sent_breaks_off_and_is_not_waited_for(
     assert not (tmp_path / "here/goes").exists()
 
 
+def test_what_is_sent_of_a_file_that_is_gone_is_never_an_error_amid_its_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bridge, "listing", lambda _: [{"path": "gone", "size": 9, "sha256": "0"}])
+    sent = io.BytesIO()
+    with pytest.raises(bridge.Cut, match="gone was removed meanwhile"):
+        bridge.send(tmp_path, io.BytesIO(b"[0]\n"), sent, ignore)
+    assert sent.getvalue().count(b"\n") == 1
+
+
 def test_locks_and_unfinished_files_stay_where_they_are(claim: Claim, kubectl: Kubectl, tmp_path: Path) -> None:
     for name in (
         "iris/.lock",
