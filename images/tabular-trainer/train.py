@@ -37,10 +37,10 @@ import numpy as np
 
 SPLIT_SEED = 0  # the splits belong to the data, not to the trial, so that trials and searches compare
 PARTS = 5  # one row in so many is tested on, and of the others is held out
-STEPS = 24  # an epoch takes at least so many, over a small table in several passes
+STEPS = 36  # an epoch takes at least so many, over a small table in several passes
 MANY = 2000  # rows from which a hold-out is enough
 SHRINKAGE = 0.1  # of the correlations within classes, of which few rows know little
-AVERAGE = 0.5  # decay of the moving average, each epoch
+AVERAGE = 0.8  # decay of the moving average, each epoch
 
 
 class Table(NamedTuple):
