@@ -57,21 +57,21 @@ class Claim:
 
     def _persist(self, command: str, path: str, use: Callable[..., Any], told: bridge.Told = lambda *_: None) -> Any:
         """What `use` makes of a bridge command's pipes; once more when it breaks off, as long as that gets further."""
-        reached, left, problem = -1, ATTEMPTS, ""
+        furthest, left, problem = 0, ATTEMPTS, ""
+
+        def tell(done: int, total: int) -> None:
+            nonlocal furthest, left
+            if done > furthest:
+                furthest, left = done, ATTEMPTS
+            told(done, total)
+
         while left:
-            began: list[int] = []
-
-            def tell(done: int, total: int, began: list[int] = began) -> None:
-                began[:] = began or [done]
-                told(done, total)
-
+            left -= 1
             try:
-                return self._exchange(command, path, lambda *pipes, tell=tell: use(*pipes, tell))
+                return self._exchange(command, path, lambda *pipes: use(*pipes, tell))
             except ClusterError as error:
                 problem = str(error)
                 wait_ready(self.cluster, self.pod)
-            left = ATTEMPTS if began and began[0] > reached else left - 1
-            reached = max([reached, *began])
         raise NasError(f"what goes through the bridge pod {self.pod} breaks off ({problem}): call it again to go on")
 
     def _exchange(self, command: str, path: str, use: Callable[..., Any]) -> Any:
