@@ -274,14 +274,14 @@ def models(
         raise NasError(
             f"models {action} takes {'no' if digest else 'a'} digest; those there: nas models list -m {model}"
         )
-    words = [action.value, *([digest] if digest else []), "--model", model]
+    words = [action.value, *([digest] if digest else [])]
     words += [f"--keep={keep}", f"--older-than={older_than}"] if action is Action.gc else []
     cluster, name = _place(target, namespace, release, model)
     if cluster:
         raise typer.Exit(release_.models(cluster, ROOT, name, words))
 
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no error
-    raise typer.Exit(store.main(words, prog="nas models", root=HOME / "model"))
+    raise typer.Exit(store.main([*words, "--model", model], prog="nas models", root=HOME / "model"))
 
 
 @app.command("data")

@@ -80,27 +80,15 @@ def deliver(cluster: Cluster, root: Path, home: Path, references: list[str]) -> 
     """
     ours = [name for name in references if image_name(name) in images.folders(root) and "@" not in name]
     runtime = images.detect(cluster) if any("/" not in name for name in ours) else None
-    try:
-        builder = images.Builder()
-    except NasError:
-        if not runtime or not all("/" not in name and runtime.has(images.full(*_parts(name))) for name in ours):
-            raise
-        print("images are there already; none is built", flush=True)
-        return False
-    new = False
+    builder, new = images.Builder(), False
     for reference in ours:
-        built = builder.build(root, *_parts(reference), home, [], show=False)
+        tag = reference.rpartition("/")[2].partition(":")[2] or "latest"
+        built = builder.build(root, image_name(reference), tag, home, [], show=False)
         if "/" in reference:
             builder.push(built.name, reference)
         elif runtime:
             new |= bring(builder, runtime, built)
     return new
-
-
-def _parts(reference: str) -> tuple[str, str]:
-    """An image's name, which is its folder's, and its tag."""
-    name, _, tag = reference.rpartition("/")[2].partition(":")
-    return name, tag or "latest"
 
 
 def bring(builder: images.Builder, runtime: images.Runtime, image: images.Image) -> bool:
@@ -114,11 +102,11 @@ def bring(builder: images.Builder, runtime: images.Runtime, image: images.Image)
 
 
 def models(cluster: Cluster, root: Path, release: str, words: list[str]) -> int:
-    """Run the store's command line in the cluster; its exit status. Raises NasError."""
-    if not any(word.split("=")[0] in ("--model", "--help", "-h") for word in words):
-        words = [*words, "--model", str(cluster.values(release)["global"]["model"])]
+    """Run the store's command line in the cluster, for the release's model; its exit status. Raises NasError."""
+    model = str(cluster.values(release)["global"]["model"])
     with artifacts.opened(cluster, root, release) as claim:
-        command = cluster.command("exec", claim.pod, "--", "python3", "-m", "modelkit.store", *words)
+        program = ["python3", "-m", "modelkit.store", *words, "--model", model]
+        command = cluster.command("exec", claim.pod, "--", *program)
         result = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
     said = [line for line in result.stderr.splitlines() if "terminated with exit code" not in line]
     print(*said, sep="\n", end="\n" if said else "", file=sys.stderr)
