@@ -33,15 +33,8 @@ app = typer.Typer(
 )
 
 
-def _group(name: str, text: str) -> typer.Typer:
-    group = typer.Typer(help=text, **PLAIN)
-    app.add_typer(group, name=name)
-    return group
-
-
-cluster_app = _group("cluster", "Prepare a cluster for searches.")
-images_app = _group("images", "Build the images and bring them to a cluster.")
-artifacts_app = _group("artifacts", "See and copy the files on a release's claim.")
+cluster_app = typer.Typer(help="Prepare a cluster for searches.", **PLAIN)
+app.add_typer(cluster_app, name="cluster")
 
 On = Annotated[
     Target, typer.Option("--target", envvar="NAS_TARGET", help="Where: auto is MicroK8s with Katib, else this machine.")
@@ -49,12 +42,8 @@ On = Annotated[
 Namespace = Annotated[str, typer.Option(envvar="NAS_NAMESPACE", help="The cluster's namespace.")]
 Release = Annotated[str | None, typer.Option(help="A release on a cluster; default: MODEL-nas.")]
 Build = Annotated[bool, typer.Option(help="On a cluster: build the images and bring them there.")]
-ItsRelease = Annotated[str, typer.Option("--release", help="A release on a cluster.")]
 Model = Annotated[str, typer.Option("--model", "-m", help="The model's name.")]
 Values = Annotated[str, typer.Argument(help="A values file, or the name of one in values/.")]
-Names = Annotated[list[str] | None, typer.Argument(help="Images, by their folders' names in images/.")]
-All = Annotated[bool, typer.Option("--all", help="All images.")]
-Tag = Annotated[str, typer.Option(help="Their tag.")]
 
 
 def _cluster(target: Target, namespace: str) -> Cluster:
@@ -180,7 +169,6 @@ def batch(
     target: On = AUTO,
     release: Release = None,
     namespace: Namespace = NAMESPACE,
-    follow: Annotated[bool, typer.Option(help="On a cluster: wait for the Job and fetch its result.")] = True,
     build: Build = True,
 ) -> None:
     """Score files with the promoted model, on all cores.
@@ -194,7 +182,7 @@ def batch(
     if cluster is not None:
         settings = [f"format={form}", f"onError={on_error}", f"probabilities={str(probabilities).lower()}"]
         settings += [f"keep={{{','.join(keep)}}}"] if keep else []
-        release_.batch(cluster, ROOT, HOME, name, inputs, digest or "", settings, output, build, follow)
+        release_.batch(cluster, ROOT, HOME, name, inputs, digest or "", settings, output, build)
         return
     models = store.Store(HOME / "model", model)
     digest = digest or models.current()
@@ -346,113 +334,84 @@ def setup(
     doctor_.setup(Cluster(chosen, namespace, HOME), manifests, dashboard, timeout)
 
 
-@images_app.command("build")
-def images_build(
-    names: Names = None,
-    everything: All = False,
-    tag: Tag = "latest",
-    settings: Annotated[
-        list[str] | None, typer.Option("--build-arg", metavar="KEY=VALUE", help="BASE, INDEX or TORCH_INDEX.")
-    ] = None,
-) -> None:
-    """Build images, with MNIST's files in those that need them.
-
-    Example: nas images build tabular-trainer server
-    """
-    tool = images.Builder()
-    for name in _named(names, everything):
-        built = tool.build(ROOT, name, tag, HOME, settings or [], show=True)
-        print(f"image {built.name} {built.digest[7:19]}: {built.size / 1e6:.0f} MB", flush=True)
+Work = StrEnum("Work", ["build", "import"])
 
 
-@images_app.command("import")
-def images_import(
-    names: Names = None,
-    everything: All = False,
-    tag: Tag = "latest",
+@app.command("images", no_args_is_help=True)
+def images_(
+    action: Annotated[Work, typer.Argument(help="What to do.")],
+    names: Annotated[list[str] | None, typer.Argument(help="Images, by their folders' names in images/.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All images.")] = False,
+    tag: Annotated[str, typer.Option(help="Their tag.")] = "latest",
     into: Annotated[str, typer.Option(help="microk8s, containerd, k3s, kind or minikube; default: seen.")] = "",
-    push: Annotated[str, typer.Option(metavar="HOST/PATH", help="Push to a registry instead.")] = "",
+    push: Annotated[str, typer.Option(metavar="HOST/PATH", help="import: push to a registry instead.")] = "",
     target: On = AUTO,
 ) -> None:
-    """Bring built images into a cluster's nodes, as a stream.
+    """Build the images and bring them to a cluster.
 
-    Those that are there already are skipped.
+    build: with MNIST's files in those that need them; NAS_BUILD_ARGS has build arguments, BASE=…, INDEX=… and
+    TORCH_INDEX=…. import: into the cluster's nodes, as a stream; what is there already is skipped.
+
+    Example: nas images build tabular-trainer server
 
     Example: nas images import --all --target microk8s
     """
-    tool = images.Builder()
-    runtime = None
-    if not push:
-        runtime = images.Runtime(into) if into else images.detect(_cluster(target, NAMESPACE))
-    for name in _named(names, everything):
-        image = tool.image(images.full(name, tag))
-        if runtime:
-            release_.bring(tool, runtime, image)
-        else:
-            tool.push(image.name, images.full(name, tag, push))
-
-
-def _named(names: list[str] | None, everything: bool) -> list[str]:
     if bool(names) == everything:
         raise NasError(f"which images? {', '.join(images.folders(ROOT))}, or --all")
-    return names or images.folders(ROOT)
+    builder, runtime = images.Builder(), None
+    if action is not Work.build and not push:
+        runtime = images.Runtime(into) if into else images.detect(_cluster(target, NAMESPACE))
+    for name in names or images.folders(ROOT):
+        if action is Work.build:
+            built = builder.build(ROOT, name, tag, HOME, show=True)
+            print(f"image {built.name} {built.digest[7:19]}: {built.size / 1e6:.0f} MB", flush=True)
+        elif runtime:
+            release_.bring(builder, runtime, builder.image(images.full(name, tag)))
+        else:
+            builder.push(images.full(name, tag), images.full(name, tag, push))
 
 
-@artifacts_app.command("list")
-def artifacts_list(
-    release: ItsRelease,
-    path: Annotated[str, typer.Argument(help="A folder on the claim.")] = ".",
+Transfer = StrEnum("Transfer", ["list", "copy", "put"])
+
+
+@app.command("artifacts", no_args_is_help=True)
+def artifacts_(
+    action: Annotated[Transfer, typer.Argument(help="What to do.")],
+    release: Annotated[str, typer.Option(help="A release on a cluster.")],
+    source: Annotated[str, typer.Argument(help="On the claim, or here for put; copy: the promoted model.")] = "",
+    destination: Annotated[str, typer.Argument(help="Here, or on the claim for put.")] = "",
     target: On = AUTO,
     namespace: Namespace = NAMESPACE,
 ) -> None:
-    """List the files on a claim: bytes, time (UTC), path.
+    """See and copy the files on a release's claim.
+
+    list: bytes, time (UTC) and path of each file. copy: a file or folder to this machine; a folder that is there gets
+    it inside. put: from here to the claim. What is there already isn't copied again, and a broken copy goes on.
 
     Example: nas artifacts list iris/versions --release iris-nas
-    """
-    with artifacts.opened(_cluster(target, namespace), ROOT, release) as claim:
-        print(claim.list(path), end="")
-
-
-@artifacts_app.command()
-def copy(
-    release: ItsRelease,
-    path: Annotated[str, typer.Argument(help="A file or folder on the claim; default: the promoted model.")] = "",
-    destination: Annotated[Path, typer.Argument(help="Where to; an existing folder gets it inside.")] = Path(),
-    target: On = AUTO,
-    namespace: Namespace = NAMESPACE,
-) -> None:
-    """Copy from a claim to this machine.
-
-    What is here already isn't copied again, and a broken copy goes on.
 
     Example: nas artifacts copy iris/versions ./versions --release iris-nas
-    """
-    cluster = _cluster(target, namespace)
-    with artifacts.opened(cluster, ROOT, release) as claim:
-        name = Path(path).name
-        if not path:
-            path, name = release_.current(cluster, claim, release)
-        place = destination / name if destination.is_dir() else destination
-        with meter(f"copying {path}") as told:
-            count = claim.copy(path, place, told)
-    print(f"{count} {'file' if count == 1 else 'files'} in {place}, checksums compared")
-
-
-@artifacts_app.command()
-def put(
-    release: ItsRelease,
-    source: Annotated[Path, typer.Argument(exists=True, help="A file or folder here.")],
-    path: Annotated[str, typer.Argument(help="Its name on the claim.")],
-    target: On = AUTO,
-    namespace: Namespace = NAMESPACE,
-) -> None:
-    """Copy from this machine to a claim, in the same way.
 
     Example: nas artifacts put flowers.csv iris/inputs/flowers.csv --release iris-nas
     """
-    with artifacts.opened(_cluster(target, namespace), ROOT, release) as claim, meter(f"sending {source}") as told:
-        count = claim.put(source, path, told)
-    print(f"{count} {'file' if count == 1 else 'files'} in {path} on the claim, checksums compared")
+    if action is Transfer.put and not (destination and Path(source).exists()):
+        raise NasError(f"put takes a file or folder here, which {source!r} isn't, and its name on the claim")
+    cluster = _cluster(target, namespace)
+    with artifacts.opened(cluster, ROOT, release) as claim:
+        if action is Transfer.list:
+            print(claim.list(source), end="")
+            return
+        name = Path(source).name
+        if not source:
+            source, name = release_.current(cluster, claim, release)
+        with meter(f"{action} {source}") as told:
+            if action is Transfer.put:
+                count = claim.put(Path(source), destination, told)
+            else:
+                folder = Path(destination)
+                destination = str(folder / name if folder.is_dir() else folder)
+                count = claim.copy(source, Path(destination), told)
+    print(f"{count} {'file' if count == 1 else 'files'} in {destination}, checksums compared")
 
 
 def _become(script: str, *words: str) -> None:

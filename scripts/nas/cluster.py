@@ -23,7 +23,9 @@ LIMIT = "--request-timeout=15s"
 RETRY = 2.0  # seconds between attempts to watch again
 # What the commands say when something is amiss, and what mends it.
 MENDS = {
-    r"not (find|have) .*(resource|experiments|trials)|no matches for kind": "nas cluster setup installs Katib",
+    "access microk8s": "this user may not use MicroK8s: sudo usermod -a -G microk8s $USER, then log in again",
+    "microk8s is not running": "MicroK8s is not running: microk8s start",
+    r"not (find|have) .*(resource|experiments|trials)|no matches for kind": "there is no Katib: nas cluster setup",
     r"\bforbidden\b": "whoever runs the cluster can give that right; what this user may: kubectl auth can-i --list",
     r"unauthorized|must be logged in|x509": "log in again, or choose another: kubectl config get-contexts",
     r"no configuration|localhost:8080|context .* does not exist": "choose a cluster: kubectl config use-context NAME",
@@ -54,25 +56,17 @@ def choose(target: Target) -> tuple[Target, str]:
         return target, "no cluster is asked for"
     if target is Target.CLUSTER:
         return target, "the current kubeconfig context"
-    problem = _microk8s_problem()
+    problem = ""
+    if not shutil.which("microk8s"):
+        problem = "MicroK8s is not installed here (https://microk8s.io)"
+    else:
+        try:
+            output(["microk8s", "kubectl", "get", "--raw", f"/apis/{API_VERSION}", LIMIT])
+        except ClusterError as error:
+            problem = str(error).splitlines()[-1]
     if target is Target.MICROK8S and problem:
         raise ClusterError(problem)
     return (Target.LOCAL, problem) if problem else (Target.MICROK8S, "MicroK8s runs here and has Katib")
-
-
-def _microk8s_problem() -> str:
-    if not shutil.which("microk8s"):
-        return "MicroK8s is not installed here (https://microk8s.io)"
-    try:
-        output(["microk8s", "kubectl", "get", "--raw", f"/apis/{API_VERSION}", LIMIT])
-    except ClusterError as error:
-        said = str(error).partition(": ")[2].lower()  # without the command
-        if "permission" in said:
-            return "this user may not use MicroK8s: sudo usermod -a -G microk8s $USER, then log in again"
-        if re.search("not running|refused|timeout", said):
-            return "MicroK8s is not running: microk8s start"
-        return "MicroK8s has no Katib: nas cluster setup --target microk8s"
-    return ""
 
 
 def last_line(text: str) -> str:

@@ -79,14 +79,14 @@ class Builder:
         hint = "install docker or podman, or start it; with images that are where they belong, --no-build"
         raise NasError(f"nothing here can build images ({'; '.join(tried)}): {hint}")
 
-    def build(self, root: Path, name: str, tag: str, home: Path, arguments: list[str], show: bool) -> Image:
+    def build(self, root: Path, name: str, tag: str, home: Path, show: bool) -> Image:
         """Build images/NAME with what it needs baked in. Raises NasError. `show`: the builder's output, as it comes."""
         if name not in folders(root):
             raise NasError(f"no image {name!r}: there are {', '.join(folders(root))}")
         command = [self.tool, "build", "--tag", full(name, tag), "--file", str(root / "images" / name / "Dockerfile")]
         if self.tool != "docker":  # an id that stays the same in an archive, and what docker does by itself
             command += ["--format", "docker", "--layers"]
-        for argument in [*os.environ.get("NAS_BUILD_ARGS", "").split(), *arguments]:
+        for argument in os.environ.get("NAS_BUILD_ARGS", "").split():
             command += ["--build-arg", argument]
         for file in BAKED.get(name, []):
             baked = root / "images" / name / "data" / "mnist" / f"{file}.gz"

@@ -83,7 +83,7 @@ def deliver(cluster: Cluster, root: Path, home: Path, references: list[str]) -> 
     builder, new = images.Builder(), False
     for reference in ours:
         tag = reference.rpartition("/")[2].partition(":")[2] or "latest"
-        built = builder.build(root, image_name(reference), tag, home, [], show=False)
+        built = builder.build(root, image_name(reference), tag, home, show=False)
         if "/" in reference:
             builder.push(built.name, reference)
         elif runtime:
@@ -150,7 +150,6 @@ def batch(
     settings: list[str],
     output: Path | None,
     build: bool,
-    follow: bool,
 ) -> None:
     """Score with a release's batch Job, show what it prints, and bring its result home.
 
@@ -176,9 +175,6 @@ def batch(
         cluster.upgrade(*words, "--reset-then-reuse-values")
         name = job["metadata"]["name"]
         print(f"batch Job {name}, version {digest[:12]}", flush=True)
-        if not follow:
-            print(f"see {cluster.words('logs', '--follow', f'job/{name}')}")
-            return
         _follow_job(cluster, name)
         arguments = job["spec"]["template"]["spec"]["containers"][0]["args"]
         place = next(word for word in arguments if word.startswith("--output=")).removeprefix("--output=/output/")

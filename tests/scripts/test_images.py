@@ -62,7 +62,7 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def server(state: Path) -> images.Image:
-    return images.Builder().build(state, "server", "latest", state / "home", [], show=False)
+    return images.Builder().build(state, "server", "latest", state / "home", show=False)
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_an_import_that_leaves_another_image_is_noticed(bring: Callable[[], bool
 
 
 def test_mnist_is_baked_into_an_image_and_a_users_own_file_stays(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NAS_BUILD_ARGS", "TORCH_INDEX=cpu")
+    monkeypatch.setenv("NAS_BUILD_ARGS", "TORCH_INDEX=cpu BASE=debian")
     monkeypatch.setattr(images.data, "ensure", lambda _, folder: folder / "mnist")
     for name in images.BAKED["mnist-trainer"]:
         (state / f"home/data/mnist/{name}.gz").write_text(name)
@@ -108,7 +108,7 @@ def test_mnist_is_baked_into_an_image_and_a_users_own_file_stays(state: Path, mo
     own = state / f"images/mnist-trainer/data/mnist/{images.BAKED['mnist-trainer'][0]}.gz"
     own.write_text("mine")
     builder = images.Builder()
-    builder.build(state, "mnist-trainer", "latest", state / "home", ["BASE=debian"], show=False)
+    builder.build(state, "mnist-trainer", "latest", state / "home", show=False)
     built = (state / "built/mnist-trainer:latest").read_text()
     assert "--build-arg TORCH_INDEX=cpu --build-arg BASE=debian" in built
     assert built.count("images/mnist-trainer/data/mnist/") == 4
@@ -118,12 +118,12 @@ def test_mnist_is_baked_into_an_image_and_a_users_own_file_stays(state: Path, mo
 def test_a_build_that_fails_shows_the_end_of_its_output(state: Path) -> None:
     (state / "failure").write_text("step 3: no network\n")
     with pytest.raises(NasError, match="image server could not be built by docker: step 3: no network"):
-        images.Builder().build(state, "server", "latest", state / "home", [], show=False)
+        images.Builder().build(state, "server", "latest", state / "home", show=False)
 
 
 def test_an_unknown_image_is_told_with_those_there_are(state: Path) -> None:
     with pytest.raises(NasError, match="no image 'sever': there are mnist-trainer, server"):
-        images.Builder().build(state, "sever", "latest", state, [], show=False)
+        images.Builder().build(state, "sever", "latest", state, show=False)
 
 
 @pytest.mark.usefixtures("state")
