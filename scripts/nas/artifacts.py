@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-import yaml
-
 from nas import bridge
 from nas.cluster import Cluster, ClusterError, last_line, trouble
 from nas.errors import NasError
@@ -115,10 +113,7 @@ def opened(cluster: Cluster, root: Path, release: str) -> Iterator[Claim]:
         wait_ready(cluster, pod)
         yield Claim(cluster, pod)
         return
-    template = ["--show-only", "charts/bridge/templates/statefulset.yaml", "--set", "bridge.enabled=true"]
-    values = json.dumps(cluster.values(release))
-    chart = str(root / "charts" / "nas")
-    rendered = yaml.safe_load(cluster.helm("template", release, chart, "--values", "-", *template, stdin=values))
+    rendered = cluster.template(release, root, "bridge/statefulset", {"enabled": True})
     pod = f"{release}-bridge-{secrets.token_hex(3)}"
     manifest = {"apiVersion": "v1", "kind": "Pod", **rendered["spec"]["template"]}
     manifest["metadata"]["name"] = pod

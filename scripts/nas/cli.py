@@ -1,6 +1,7 @@
 """The command line `nas`."""
 
 import hashlib
+import importlib.metadata
 import os
 import re
 import signal
@@ -27,6 +28,7 @@ PLAIN: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": None}
 app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Search, serve and score models: on this machine or a cluster, from the values files of the Helm chart.",
     epilog="`nas` is .venv/bin/nas in the project's folder. `make help` lists short forms of the everyday commands.",
     **PLAIN,
@@ -36,14 +38,19 @@ app = typer.Typer(
 cluster_app = typer.Typer(help="Prepare a cluster for searches.", **PLAIN)
 app.add_typer(cluster_app, name="cluster")
 
-On = Annotated[
-    Target, typer.Option("--target", envvar="NAS_TARGET", help="Where: auto is MicroK8s with Katib, else this machine.")
-]
+On = Annotated[Target, typer.Option("--target", envvar="NAS_TARGET", help="auto: MicroK8s with Katib, else here.")]
 Namespace = Annotated[str, typer.Option(envvar="NAS_NAMESPACE", help="The cluster's namespace.")]
 Release = Annotated[str | None, typer.Option(help="A release on a cluster; default: MODEL-nas.")]
 Build = Annotated[bool, typer.Option(help="On a cluster: build the images and bring them there.")]
 Model = Annotated[str, typer.Option("--model", "-m", help="The model's name.")]
 Values = Annotated[str, typer.Argument(help="A values file, or the name of one in values/.")]
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
+    if version:
+        print(f"nas {importlib.metadata.version('nas')}")
+        raise typer.Exit
 
 
 def _cluster(target: Target, namespace: str) -> Cluster:
@@ -103,15 +110,13 @@ def run(
             raise typer.Exit(local.repeat(ROOT, HOME, values, interval, settings or []))
         raise typer.Exit(local.run(ROOT, HOME, values, number, resume, settings or []))
     if resume or every:
-        raise NasError(
-            "a cluster resumes a search by itself and repeats it by experiment.schedule: leave the option out"
-        )
+        raise NasError("a cluster resumes by itself, and repeats by experiment.schedule: leave the option out")
 
     path = chart.values_file(ROOT, values)
     given = [ROOT / "values" / "microk8s.yaml", path] if chosen is Target.MICROK8S else [path]
     cluster, asked = Cluster(chosen, namespace, HOME), [f"experiment.run={number}"] if number else []
     name = release or chart.release_name(path)
-    raise typer.Exit(release_.run(cluster, ROOT, HOME, name, given, [*(settings or []), *asked], build))
+    raise typer.Exit(release_.run(cluster, ROOT, name, given, [*(settings or []), *asked], build))
 
 
 def _seconds(text: str) -> int:
@@ -151,6 +156,9 @@ def serve(
     """
     cluster, name = _place(target, namespace, release, model)
     if cluster is None:
+        models = store.Store(HOME / "model", model)
+        if not models.folder.exists():  # one without a promoted model is waited for
+            raise NasError(models.nothing())
         _become("server/serve.py", "--model", model, "--host", host, "--port", str(port))
     else:
         release_.serve(cluster, name, host, port)
@@ -180,9 +188,9 @@ def batch(
     inputs = inputs or []
     cluster, name = _place(target, namespace, release, model)
     if cluster is not None:
-        settings = [f"format={form}", f"onError={on_error}", f"probabilities={str(probabilities).lower()}"]
-        settings += [f"keep={{{','.join(keep)}}}"] if keep else []
-        release_.batch(cluster, ROOT, HOME, name, inputs, digest or "", settings, output, build)
+        given = {"format": form, "onError": on_error, "probabilities": probabilities, "digest": digest, "keep": keep}
+        settings = {key: value for key, value in given.items() if value is not None}
+        release_.batch(cluster, ROOT, name, inputs, settings, output, build)
         return
     models = store.Store(HOME / "model", model)
     digest = digest or models.current()
@@ -232,16 +240,10 @@ def report(
     write(source, form.value, output, HOME / "report")
 
 
-Action = StrEnum("Action", ["list", "show", "lineage", "history", "promote", "rollback", "unpin", "verify", "gc"])
-
-
-@app.command(no_args_is_help=True)
+@app.command(no_args_is_help=True, context_settings={"ignore_unknown_options": True})
 def models(
-    action: Annotated[Action, typer.Argument(help="What to do.")],
-    digest: Annotated[str, typer.Argument(help="Enough of a digest's start; default: the current model's.")] = "",
+    words: Annotated[list[str], typer.Argument(metavar="ACTION [DIGEST]", help="What to do, as told above.")],
     model: Model = "iris",
-    keep: Annotated[int, typer.Option(help="gc: promoted versions to keep.")] = 5,
-    older_than: Annotated[float, typer.Option(metavar="DAYS", help="gc: keep what is younger.")] = 1,
     target: On = AUTO,
     release: Release = None,
     namespace: Namespace = NAMESPACE,
@@ -250,7 +252,8 @@ def models(
 
     list: versions and trials' models, the current one first. show, lineage: a model's manifest, and its ancestors.
     history: every decision with its reason. promote, rollback: choose the current model by hand, and pin it. unpin:
-    let offers decide again. verify: check every version. gc: remove old ones, never what is served, pinned or young.
+    let offers decide again. verify: check every version. gc: remove old ones, never what is served, pinned or young;
+    --keep 5 promoted versions stay, and what is younger than --older-than 1 (days).
 
     Example: nas models list --model iris
 
@@ -258,12 +261,6 @@ def models(
 
     Example: nas models gc --model iris --keep 3
     """
-    if bool(digest) != (action is Action.promote) and action not in (Action.show, Action.lineage):
-        raise NasError(
-            f"models {action} takes {'no' if digest else 'a'} digest; those there: nas models list -m {model}"
-        )
-    words = [action.value, *([digest] if digest else [])]
-    words += [f"--keep={keep}", f"--older-than={older_than}"] if action is Action.gc else []
     cluster, name = _place(target, namespace, release, model)
     if cluster:
         raise typer.Exit(release_.models(cluster, ROOT, name, words))
@@ -366,7 +363,7 @@ def images_(
             built = builder.build(ROOT, name, tag, HOME, show=True)
             print(f"image {built.name} {built.digest[7:19]}: {built.size / 1e6:.0f} MB", flush=True)
         elif runtime:
-            release_.bring(builder, runtime, builder.image(images.full(name, tag)))
+            runtime.bring(builder, builder.image(images.full(name, tag)))
         else:
             builder.push(images.full(name, tag), images.full(name, tag, push))
 

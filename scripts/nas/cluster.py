@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
 
+import yaml
+
 from nas import chart
 from nas.errors import NasError
 from nas.experiment import API_VERSION, Manifest
@@ -95,7 +97,7 @@ class Cluster:
     """One namespace of the cluster that a target names. Nothing is asked before it is needed."""
 
     def __init__(self, target: Target, namespace: str, home: Path) -> None:
-        self.target, self.namespace, self._home = target, namespace, home
+        self.target, self.namespace, self.home = target, namespace, home
         self.kubectl = ["microk8s", "kubectl"] if target is Target.MICROK8S else ["kubectl"]
         if not shutil.which(self.kubectl[0]):
             hint = "https://microk8s.io" if target is Target.MICROK8S else "https://kubernetes.io/docs/tasks/tools/"
@@ -120,19 +122,15 @@ class Cluster:
 
     def start(self, *words: str, stdin: bool = False) -> "subprocess.Popen[bytes]":
         """A running kubectl, its output, its errors and, if asked, its input on pipes; it ends with this process."""
-        process = subprocess.Popen(
-            self.command(*words),
-            stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is for this process, which then ends that one
-        )
+        pipe, given = subprocess.PIPE, subprocess.PIPE if stdin else subprocess.DEVNULL
+        # With a session of its own, Ctrl-C is for this process, which then ends that one.
+        process = subprocess.Popen(self.command(*words), stdin=given, stdout=pipe, stderr=pipe, start_new_session=True)
         atexit.register(process.kill)
         return process
 
     def helm(self, *words: str, stdin: str | None = None) -> str:
         """What helm prints. Raises ClusterError with its reason."""
-        command = [str(chart.helm(self._home)), "--namespace", self.namespace, *words]
+        command = [str(chart.helm(self.home)), "--namespace", self.namespace, *words]
         if self.target is not Target.MICROK8S:
             return output(command, stdin, chart.reason)
         with tempfile.NamedTemporaryFile("w", prefix="nas-", suffix=".kubeconfig") as file:  # mode 0600
@@ -140,7 +138,7 @@ class Cluster:
             file.flush()
             return output([*command, "--kubeconfig", file.name], stdin, chart.reason)
 
-    def upgrade(self, *words: str) -> None:
+    def upgrade(self, *words: str, stdin: str | None = None) -> None:
         """`helm upgrade`, without the chart's look at the namespace where this user may not read it."""
         try:
             self.get("Namespace", self.namespace)
@@ -149,7 +147,7 @@ class Cluster:
                 raise
             print(f"this user may not read namespace {self.namespace}: installing without a look at its label")
             words = (*words, "--set", "global.checkCluster=false")
-        self.helm("upgrade", *words)
+        self.helm("upgrade", *words, stdin=stdin)
 
     def values(self, release: str) -> Manifest:
         """All values of an installed release. Raises ClusterError when there is none of that name."""
@@ -162,6 +160,14 @@ class Cluster:
             hint = f"no release {release} in namespace {self.namespace} (there: {there}): --release or --namespace"
             raise ClusterError(f"{hint} names another, nas run VALUES installs one") from error
         return found
+
+    def template(self, release: str, root: Path, name: str, changes: Manifest) -> Manifest:
+        """The object of a template, PART/NAME, as a release with changed values of that part would have it."""
+        values, (part, file) = self.values(release), name.split("/")
+        values[part] |= changes
+        words = ["--values", "-", "--show-only", f"charts/{part}/templates/{file}.yaml"]
+        found = self.helm("template", release, str(root / "charts" / "nas"), *words, stdin=json.dumps(values))
+        return dict(yaml.safe_load(found))
 
     def get(self, kind: str, name: str) -> Manifest | None:
         """An object, None when there is none. Raises ClusterError."""

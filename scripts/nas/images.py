@@ -7,6 +7,7 @@ import platform
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from nas import data
 from nas.cluster import Cluster, ClusterError, Target, output
 from nas.errors import NasError
 from nas.experiment import Manifest
+from nas.view import meter
 
 Words = list[str]
 # MNIST's files go into these images, where they run without a way to fetch them.
@@ -152,32 +154,40 @@ class Runtime:
         """Whether all nodes have an image of this name."""
         return all(self.ids(name, node) for node in self.nodes)
 
-    def bring(self, builder: Builder, image: Image, told: Callable[[int, int], object]) -> bool:
-        """Import an image into every node that lacks it, as a stream; False when all have it. Raises NasError."""
+    def bring(self, builder: Builder, image: Image) -> bool:
+        """Import an image into every node that lacks it, and say so; whether there was one. Raises NasError."""
         lacking = [node for node in self.nodes if image.digest not in self.ids(image.name, node)]
-        for node in lacking:
-            command = [*node, "load", "-"] if node[0] == "minikube" else [*node, "images", "import", "-"]
-            pipe, sent = subprocess.PIPE, 0
-            source = builder.save(image.name)
-            target = subprocess.Popen(command, stdin=pipe, stdout=subprocess.DEVNULL, stderr=pipe)
-            assert source.stdout
-            assert target.stdin
-            with contextlib.suppress(BrokenPipeError), target.stdin, source.stdout:
-                try:
-                    while part := source.stdout.read(1 << 20):
-                        target.stdin.write(part)
-                        sent += len(part)
-                        told(sent, image.size)
-                except KeyboardInterrupt:
-                    target.kill()  # before it sees an end that isn't one
-                    raise
-            for process, words in ((target, command), (source, [builder.tool, "save"])):
-                said = process.stderr.read().decode(errors="replace").strip() if process.stderr else ""
-                if process.wait():
-                    raise NasError(f"{' '.join(words)} failed: {said or f'exit status {process.returncode}'}")
-            if image.digest not in self.ids(image.name, node):
-                raise NasError(f"{self.name} has another image as {image.name} after the import: import it again")
+        started = time.monotonic()
+        with meter(f"importing {image.name}") as told:
+            for node in lacking:
+                self._import(builder, image, node, told)
+        took = f"imported in {time.monotonic() - started:.1f} s" if lacking else "there already"
+        print(f"image {image.name} {image.digest[7:19]}, {image.size / 1e6:.0f} MB, {self.name}: {took}", flush=True)
         return bool(lacking)
+
+    def _import(self, builder: Builder, image: Image, node: Words, told: Callable[[int, int], object]) -> None:
+        """Stream an image into a node, and look whether it is that one there."""
+        command = [*node, "load", "-"] if node[0] == "minikube" else [*node, "images", "import", "-"]
+        pipe, sent = subprocess.PIPE, 0
+        source = builder.save(image.name)
+        target = subprocess.Popen(command, stdin=pipe, stdout=subprocess.DEVNULL, stderr=pipe)
+        assert source.stdout
+        assert target.stdin
+        with contextlib.suppress(BrokenPipeError), target.stdin, source.stdout:
+            try:
+                while part := source.stdout.read(1 << 20):
+                    target.stdin.write(part)
+                    sent += len(part)
+                    told(sent, image.size)
+            except KeyboardInterrupt:
+                target.kill()  # before it sees an end that isn't one
+                raise
+        for process, words in ((target, command), (source, [builder.tool, "save"])):
+            said = process.stderr.read().decode(errors="replace").strip() if process.stderr else ""
+            if process.wait():
+                raise NasError(f"{' '.join(words)} failed: {said or f'exit status {process.returncode}'}")
+        if image.digest not in self.ids(image.name, node):
+            raise NasError(f"{self.name} has another image as {image.name} after the import: import it again")
 
 
 def detect(cluster: Cluster) -> Runtime:

@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 import msgspec
-import yaml
 from modelkit import artifact
 from rich.console import Console
 
@@ -23,13 +22,11 @@ START = 300.0  # seconds a batch Job's pods have to start
 AT_ONCE = 5.0  # seconds after which a connection that ends has worked; before, its port may be in use
 
 
-def run(
-    cluster: Cluster, root: Path, home: Path, release: str, values: list[Path], settings: list[str], build: bool
-) -> int:
+def run(cluster: Cluster, root: Path, release: str, values: list[Path], settings: list[str], build: bool) -> int:
     """Images, `helm upgrade --install`, and the search until it is over; the exit status. Raises NasError."""
-    rendered = chart.render(root, home, release, values, settings)
+    rendered = chart.render(root, cluster.home, release, values, settings)
     name = chart.experiment(rendered, values[-1])["metadata"]["name"]
-    outdated = build and deliver(cluster, root, home, images.wanted(rendered))
+    outdated = build and deliver(cluster, root, images.wanted(rendered))
     restart = outdated and cluster.objects("Deployment", f"app.kubernetes.io/instance={release}")
     cluster.upgrade("--install", release, str(root / "charts" / "nas"), *chart.options(values, settings))
     print(f"release {release} is installed in namespace {cluster.namespace}", flush=True)
@@ -72,7 +69,7 @@ def watch(cluster: Cluster, root: Path, release: str, name: str = "") -> int:
     return 0
 
 
-def deliver(cluster: Cluster, root: Path, home: Path, references: list[str]) -> bool:
+def deliver(cluster: Cluster, root: Path, references: list[str]) -> bool:
     """Build these images and bring them where the cluster gets them from: its nodes, or the registry in their names.
 
     Images that aren't this project's, or are named by a digest, are left alone. Whether the nodes have new ones now.
@@ -83,21 +80,11 @@ def deliver(cluster: Cluster, root: Path, home: Path, references: list[str]) -> 
     builder, new = images.Builder(), False
     for reference in ours:
         tag = reference.rpartition("/")[2].partition(":")[2] or "latest"
-        built = builder.build(root, image_name(reference), tag, home, show=False)
+        built = builder.build(root, image_name(reference), tag, cluster.home, show=False)
         if "/" in reference:
             builder.push(built.name, reference)
         elif runtime:
-            new |= bring(builder, runtime, built)
-    return new
-
-
-def bring(builder: images.Builder, runtime: images.Runtime, image: images.Image) -> bool:
-    """Import one image, and say so; whether it is new there."""
-    started = time.monotonic()
-    with meter(f"importing {image.name}") as told:
-        new = runtime.bring(builder, image, told)
-    took = f"imported in {time.monotonic() - started:.1f} s" if new else "there already"
-    print(f"image {image.name} {image.digest[7:19]}, {image.size / 1e6:.0f} MB, {runtime.name}: {took}", flush=True)
+            new |= runtime.bring(builder, built)
     return new
 
 
@@ -141,44 +128,34 @@ def current(cluster: Cluster, claim: artifacts.Claim, release: str) -> tuple[str
 
 
 def batch(
-    cluster: Cluster,
-    root: Path,
-    home: Path,
-    release: str,
-    inputs: list[Path],
-    digest: str,
-    settings: list[str],
-    output: Path | None,
-    build: bool,
+    cluster: Cluster, root: Path, release: str, inputs: list[Path], settings: Manifest, output: Path | None, build: bool
 ) -> None:
     """Score with a release's batch Job, show what it prints, and bring its result home.
 
-    `settings` are further keys of the chart's batch part. The version is part of the Job, so that the same rows aren't
-    scored twice by the same model. Raises NasError.
+    `settings` are keys of the chart's batch part. The version is part of the Job, so that the same rows aren't scored
+    twice by the same model. Raises NasError.
     """
     with artifacts.opened(cluster, root, release) as claim:
         folder, model = current(cluster, claim, release)
-        digest = digest or Path(folder).name
+        settings = {"enabled": True, "digest": Path(folder).name, **settings}
         # With the content in its name, a changed file makes another Job.
         names = {path: f"/model/{model}/inputs/{bridge.digest(path)[:12]}/{path.name}" for path in inputs}
         for path, name in names.items():
             with meter(f"sending {path.name}") as told:
                 claim.put(path, name, told)
-        given = [f"inputs={{{','.join(names.values())}}}"] if inputs else []
-        words = [word for key in ("enabled=true", *settings, *given) for word in ("--set", f"batch.{key}")]
-        words = [release, str(root / "charts" / "nas"), *words, "--set-string", f"batch.digest={digest}"]
-        only = ["--show-only", "charts/batch/templates/job.yaml", "--values", "-"]
-        values = json.dumps(cluster.values(release))
-        job: Manifest = yaml.safe_load(cluster.helm("template", *words, *only, stdin=values))
+        if names:
+            settings["inputs"] = list(names.values())
+        job = cluster.template(release, root, "batch/job", settings)
         if build:
-            deliver(cluster, root, home, images.wanted([job]))
-        cluster.upgrade(*words, "--reset-then-reuse-values")
+            deliver(cluster, root, images.wanted([job]))
+        words = [release, str(root / "charts" / "nas"), "--reset-then-reuse-values", "--values", "-"]
+        cluster.upgrade(*words, stdin=json.dumps({"batch": settings}))
         name = job["metadata"]["name"]
-        print(f"batch Job {name}, version {digest[:12]}", flush=True)
+        print(f"batch Job {name}, version {settings['digest'][:12]}", flush=True)
         _follow_job(cluster, name)
         arguments = job["spec"]["template"]["spec"]["containers"][0]["args"]
         place = next(word for word in arguments if word.startswith("--output=")).removeprefix("--output=/output/")
-        target = output or home / "output" / model / Path(place).name
+        target = output or cluster.home / "output" / model / Path(place).name
         with meter("fetching the result") as told:
             claim.copy(place, target, told)
     print(f"result    {target}")

@@ -67,7 +67,7 @@ def server(state: Path) -> images.Image:
 
 @pytest.fixture
 def bring(server: images.Image) -> Callable[[], bool]:
-    return lambda: images.Runtime("containerd").bring(images.Builder(), server, lambda *_: None)
+    return lambda: images.Runtime("containerd").bring(images.Builder(), server)
 
 
 @pytest.mark.usefixtures("state")
