@@ -54,7 +54,11 @@ class Claim:
         return int(self._persist("receive", there(path), lambda *pipes: bridge.send(source, *pipes), told))
 
     def _persist(self, command: str, path: str, use: Callable[..., Any], told: bridge.Told = lambda *_: None) -> Any:
-        """What `use` makes of a bridge command's pipes; once more when it breaks off, as long as that gets further."""
+        """What `use` makes of a bridge command's pipes; once more when it breaks off, as long as that gets further.
+
+        Raises NasError when it doesn't, or when the pod says that it can't be done.
+        """
+        program = ["python3", "-c", Path(bridge.__file__).read_text(), command, path]
         furthest, left, problem = 0, ATTEMPTS, ""
 
         def tell(done: int, total: int) -> None:
@@ -65,35 +69,24 @@ class Claim:
 
         while left:
             left -= 1
+            process = self.cluster.start("exec", "-i", self.pod, "--", *program, stdin=True)
+            assert process.stdin
+            assert process.stderr
             try:
-                return self._exchange(command, path, lambda *pipes: use(*pipes, tell))
-            except ClusterError as error:
-                problem = str(error)
-                wait_ready(self.cluster, self.pod)
+                return use(process.stdout, process.stdin, tell)
+            except bridge.Refused as error:
+                raise NasError(str(error)) from error
+            except (BrokenPipeError, bridge.Cut) as error:
+                process.terminate()
+                said = process.stderr.read().decode(errors="replace").strip()
+                problem = last_line(said) if said else str(error)
+            finally:
+                process.kill()
+                process.wait()
+                with contextlib.suppress(BrokenPipeError):
+                    process.stdin.close()
+            wait_ready(self.cluster, self.pod)
         raise NasError(f"what goes through the bridge pod {self.pod} breaks off ({problem}): call it again to go on")
-
-    def _exchange(self, command: str, path: str, use: Callable[..., Any]) -> Any:
-        """Run a bridge command in the pod and let `use` speak with it.
-
-        Raises ClusterError when it broke off, NasError when the pod says that it can't be done.
-        """
-        program = ["python3", "-c", Path(bridge.__file__).read_text(), command, path]
-        process = self.cluster.start("exec", "-i", self.pod, "--", *program, stdin=True)
-        assert process.stdin
-        assert process.stderr
-        try:
-            return use(process.stdout, process.stdin)
-        except bridge.Refused as error:
-            raise NasError(str(error)) from error
-        except (BrokenPipeError, bridge.Cut) as error:
-            process.terminate()
-            said = process.stderr.read().decode(errors="replace").strip()
-            raise ClusterError(last_line(said) if said else str(error)) from error
-        finally:
-            process.kill()
-            process.wait()
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.close()
 
 
 def there(path: str) -> str:
