@@ -56,13 +56,13 @@ def digest(path: Path) -> str:
 
 def listing(base: Path) -> list[File]:
     """The file `base` (as `.`), or all files below it: path, size in bytes, sha256."""
-    found, inside = [], base.resolve()
+    found: list[File] = []
     for file in sorted(base.rglob("*")) if base.is_dir() else [base]:
         path = file.relative_to(base)
         if any(map(_PASSING.fullmatch, path.parts)):
             continue
         try:
-            if base.is_file() or (file.is_file() and file.resolve().is_relative_to(inside)):
+            if file.is_file() and file.resolve().is_relative_to(base.resolve()):
                 found.append({"path": str(path), "size": file.stat().st_size, "sha256": digest(file)})
         except FileNotFoundError:  # a running trial replaces and removes files meanwhile
             continue

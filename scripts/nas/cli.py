@@ -293,7 +293,7 @@ def doctor(values: Values = "iris", target: On = AUTO, namespace: Namespace = NA
     path = chart.values_file(ROOT, values)
     wanted = images.wanted(chart.render(ROOT, HOME, chart.release_name(path), [path], []))
     wrong = 0
-    for finding in doctor_.findings(cluster, ROOT, HOME, wanted):
+    for finding in doctor_.findings(cluster, ROOT, wanted):
         wrong += bool(finding.mend)
         print(f"{'WRONG' if finding.mend else 'ok':6} {finding.subject:11} {finding.text}")
         if finding.mend:

@@ -58,10 +58,8 @@ def choose(target: Target) -> tuple[Target, str]:
         return target, "no cluster is asked for"
     if target is Target.CLUSTER:
         return target, "the current kubeconfig context"
-    problem = ""
-    if not shutil.which("microk8s"):
-        problem = "MicroK8s is not installed here (https://microk8s.io)"
-    else:
+    problem = "" if shutil.which("microk8s") else "MicroK8s is not installed here (https://microk8s.io)"
+    if not problem:
         try:
             output(["microk8s", "kubectl", "get", "--raw", f"/apis/{API_VERSION}", LIMIT])
         except ClusterError as error:
@@ -100,8 +98,7 @@ class Cluster:
         self.target, self.namespace, self.home = target, namespace, home
         self.kubectl = ["microk8s", "kubectl"] if target is Target.MICROK8S else ["kubectl"]
         if not shutil.which(self.kubectl[0]):
-            hint = "https://microk8s.io" if target is Target.MICROK8S else "https://kubernetes.io/docs/tasks/tools/"
-            raise ClusterError(f"{self.kubectl[0]} is not on PATH: install it ({hint})")
+            raise ClusterError(f"{self.kubectl[0]} is not on PATH: install it")
 
     @property
     def options(self) -> str:

@@ -35,21 +35,11 @@ class Finding:
     mend: str = ""
 
 
-def findings(cluster: Cluster, root: Path, home: Path, wanted: list[str]) -> Iterator[Finding]:
+def findings(cluster: Cluster, root: Path, wanted: list[str]) -> Iterator[Finding]:
     """Everything a search needs, in the order in which it is needed. `wanted` are the images. Changes nothing."""
-    try:
-        versions = json.loads(cluster.call("version", "--output=json", LIMIT))
-        server = versions["serverVersion"]["gitVersion"]
-    except (ClusterError, ValueError, KeyError) as error:
-        mend = "microk8s start" if cluster.target is Target.MICROK8S else "kubectl config use-context NAME"
-        yield Finding("cluster", f"it doesn't answer: {str(error).splitlines()[0]}", mend)
-        return
-    context = cluster.call("config", "view", "--output=jsonpath={.current-context}")
-    yield Finding("kubectl", f"{versions['clientVersion']['gitVersion']}, context {context or '(none)'}")
-    old = tuple(map(int, re.findall(r"\d+", server)[:2])) < OLDEST
-    yield Finding("Kubernetes", server, "upgrade the cluster to 1.28 or newer" if old else "")
     looks: dict[str, Callable[[], Iterator[Finding]]] = {
-        "helm": lambda: iter([Finding("helm", f"{chart.helm(home)}")]),
+        "cluster": lambda: _versions(cluster),
+        "helm": lambda: iter([Finding("helm", str(chart.helm(cluster.home)))]),
         "node": lambda: _nodes(cluster),
         "Katib": lambda: _katib(cluster),
         "namespace": lambda: _namespace(cluster),
@@ -62,8 +52,19 @@ def findings(cluster: Cluster, root: Path, home: Path, wanted: list[str]) -> Ite
         except NasError as error:
             text, _, mend = str(error).partition("\n")
             yield Finding(subject, text, mend or "see there, then call nas doctor again")
-    free = shutil.disk_usage(home if home.exists() else root).free
+            if subject == "cluster":
+                return  # it doesn't answer
+    free = shutil.disk_usage(cluster.home if cluster.home.exists() else root).free
     yield Finding("disk", f"{free / 1e9:.0f} GB free here", "docker system prune" if free < LEAST_DISK else "")
+
+
+def _versions(cluster: Cluster) -> Iterator[Finding]:
+    versions = json.loads(cluster.call("version", "--output=json", LIMIT))
+    context = cluster.call("config", "view", "--output=jsonpath={.current-context}")
+    yield Finding("kubectl", f"{versions['clientVersion']['gitVersion']}, context {context or '(none)'}")
+    server = versions["serverVersion"]["gitVersion"]
+    old = tuple(map(int, re.findall(r"\d+", server)[:2])) < OLDEST
+    yield Finding("Kubernetes", server, "upgrade the cluster to 1.28 or newer" if old else "")
 
 
 def _nodes(cluster: Cluster) -> Iterator[Finding]:
@@ -117,8 +118,8 @@ def _namespace(cluster: Cluster) -> Iterator[Finding]:
 def _storage(cluster: Cluster) -> Iterator[Finding]:
     classes = {c["metadata"]["name"]: c["metadata"].get("annotations", {}) for c in cluster.objects("StorageClass")}
     chosen = [name for name, annotations in classes.items() if annotations.get(DEFAULT_CLASS) == "true"]
-    mend = "microk8s enable hostpath-storage" if cluster.target is Target.MICROK8S else "set storage.storageClass"
     none = f"no default storage class (there: {', '.join(classes) or 'none'})"
+    mend = "microk8s enable hostpath-storage" if cluster.target is Target.MICROK8S else "set storage.storageClass"
     yield Finding("storage", f"default class {chosen[0]}") if chosen else Finding("storage", none, mend)
 
 

@@ -17,7 +17,7 @@ Object = dict[str, Any]
 class Cluster:
     """A cluster as its objects, healthy until a test takes something away."""
 
-    target, namespace, options = Target.CLUSTER, "nas", "--target cluster"
+    target, namespace, options, home = Target.CLUSTER, "nas", "--target cluster", Path("/none")
 
     def __init__(self) -> None:
         self.forbidden = ""
@@ -44,7 +44,7 @@ class Cluster:
         if words[0] == "config":
             return "team"
         if self.version is None:
-            raise ClusterError("The connection to the server was refused")
+            raise ClusterError("The connection to the server was refused\nstart it")
         return json.dumps(self.version)
 
     def words(self, *words: str, namespace: str = "nas") -> str:
@@ -77,7 +77,7 @@ def wrong(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(doctor.chart, "helm", lambda _: "helm")
 
     def look(*wanted: str) -> dict[str, str]:
-        found: list[Finding] = list(doctor.findings(cluster, tmp_path, tmp_path, list(wanted)))  # type: ignore[arg-type]
+        found: list[Finding] = list(doctor.findings(cluster, tmp_path, list(wanted)))  # type: ignore[arg-type]
         return {f"{finding.subject}: {finding.text}": finding.mend for finding in found if finding.mend}
 
     return look
@@ -92,11 +92,11 @@ def test_a_healthy_cluster_has_nothing_wrong(wrong: Wrong) -> None:
 
 def test_a_cluster_that_does_not_answer_is_the_only_finding(cluster: Cluster, wrong: Wrong) -> None:
     cluster.version = None
-    assert list(wrong()) == ["cluster: it doesn't answer: The connection to the server was refused"]
+    assert wrong() == {"cluster: The connection to the server was refused": "start it"}
 
 
 def test_the_context_that_is_looked_at_is_told(cluster: Cluster, tmp_path: Path) -> None:
-    assert Finding("kubectl", "v1.34.0, context team") in doctor.findings(cluster, tmp_path, tmp_path, [])  # type: ignore[arg-type]
+    assert Finding("kubectl", "v1.34.0, context team") in doctor.findings(cluster, tmp_path, [])  # type: ignore[arg-type]
 
 
 def test_an_old_kubernetes_is_told(cluster: Cluster, wrong: Wrong) -> None:
