@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import yaml
-from nas import artifacts, chart, release
+from nas import artifacts, chart, cli, release
 from nas.cluster import Cluster, ClusterError, Target, choose, image_name, trouble
+from typer.testing import CliRunner
 
 ROOT = Path(__file__).parents[2]
 DIGEST = "ab" * 32
@@ -40,11 +41,16 @@ class Claim:
     def kept(self, model: str) -> dict[str, str]:
         return {"place": f"/model/{model}/versions/{DIGEST}"}
 
-    def put(self, source: Path, path: str, _: object) -> None:
-        self.moved.append((source, path))
+    def list(self, path: str) -> str:
+        return f"what is in {path!r}\n"
 
-    def copy(self, path: str, target: Path, _: object) -> None:
+    def put(self, source: Path, path: str, _: object) -> int:
+        self.moved.append((source, path))
+        return 1
+
+    def copy(self, path: str, target: Path, _: object) -> int:
         self.moved.append((path, target))
+        return 2
 
 
 @pytest.fixture
@@ -168,3 +174,21 @@ def test_a_release_says_which_model_its_store_is_asked_for(
     monkeypatch.setattr(cluster, "command", lambda *words: called.extend(words) or ["true"])
     assert release.models(cluster, ROOT, "mnist-nas", ["list"]) == 0
     assert called[-3:] == ["list", "--model", "mnist"]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_files_are_listed_and_copied_by_their_place_here_and_on_the_claim(claim: Claim, tmp_path: Path) -> None:
+    def said(*words: str) -> str:
+        result = CliRunner().invoke(cli.app, ["artifacts", *words, "--release", "iris-nas", "--target", "cluster"])
+        assert result.exit_code == 0, result.exception
+        return result.output
+
+    assert said("list") == "what is in ''\n"
+    assert said("copy", "iris/versions", str(tmp_path / "new")) == (f"2 files in {tmp_path}/new, checksums compared\n")
+    assert f"2 files in {tmp_path}/iris" in said("copy", "", str(tmp_path)), "an existing folder gets it inside"
+    assert said("put", str(tmp_path / "helm"), "iris/helm") == "1 file in iris/helm, checksums compared\n"
+    assert claim.moved == [
+        ("iris/versions", tmp_path / "new"),
+        (f"/model/iris/versions/{DIGEST}", tmp_path / "iris"),
+        (tmp_path / "helm", "iris/helm"),
+    ]

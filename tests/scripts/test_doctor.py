@@ -90,9 +90,10 @@ def test_a_healthy_cluster_has_nothing_wrong(wrong: Wrong) -> None:
     assert wrong("server:latest", "registry.example/team/other:1") == {}
 
 
-def test_a_cluster_that_does_not_answer_is_the_only_finding(cluster: Cluster, wrong: Wrong) -> None:
+def test_a_cluster_that_does_not_answer_is_the_only_finding(cluster: Cluster, tmp_path: Path) -> None:
     cluster.version = None
-    assert wrong() == {"cluster: The connection to the server was refused": "start it"}
+    found = list(doctor.findings(cluster, tmp_path, []))  # type: ignore[arg-type]
+    assert found == [Finding("cluster", "The connection to the server was refused", "start it")]
 
 
 def test_the_context_that_is_looked_at_is_told(cluster: Cluster, tmp_path: Path) -> None:
