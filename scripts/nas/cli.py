@@ -6,9 +6,8 @@ import os
 import re
 import signal
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from modelkit import store
@@ -211,14 +210,11 @@ def batch(
     _become("batch/score.py", "--model", model, "--output", str(output), *words)
 
 
-Form = StrEnum("Form", ["html", "md", "json"])
-
-
 @app.command()
 def report(
     experiment: Annotated[str | None, typer.Argument(help="A search's name; default: the latest of the model.")] = None,
     model: Model = "iris",
-    form: Annotated[Form, typer.Option("--format", help="What to write.")] = Form.html,
+    form: Annotated[Literal["html", "md", "json"], typer.Option("--format", help="What to write.")] = "html",
     output: Annotated[Path | None, typer.Option(help="File; default: .nas/report/EXPERIMENT.FORMAT; -: print.")] = None,
     target: On = AUTO,
     release: Release = None,
@@ -237,7 +233,7 @@ def report(
     cluster, name = _place(target, namespace, release, model)
     here = Places(ROOT, HOME)
     source = history.there(cluster, here, name, experiment) if cluster else history.here(here, model, experiment)
-    write(source, form.value, output, HOME / "report")
+    write(source, form, output, HOME / "report")
 
 
 @app.command(no_args_is_help=True, context_settings={"ignore_unknown_options": True})
@@ -331,12 +327,9 @@ def setup(
     doctor_.setup(Cluster(chosen, namespace, HOME), manifests, dashboard, timeout)
 
 
-Work = StrEnum("Work", ["build", "import"])
-
-
 @app.command("images", no_args_is_help=True)
 def images_(
-    action: Annotated[Work, typer.Argument(help="What to do.")],
+    action: Annotated[Literal["build", "import"], typer.Argument(help="What to do.")],
     names: Annotated[list[str] | None, typer.Argument(help="Images, by their folders' names in images/.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="All images.")] = False,
     tag: Annotated[str, typer.Option(help="Their tag.")] = "latest",
@@ -356,10 +349,10 @@ def images_(
     if bool(names) == everything:
         raise NasError(f"which images? {', '.join(images.folders(ROOT))}, or --all")
     builder, runtime = images.Builder(), None
-    if action is not Work.build and not push:
+    if action == "import" and not push:
         runtime = images.Runtime(into) if into else images.detect(_cluster(target, NAMESPACE))
     for name in names or images.folders(ROOT):
-        if action is Work.build:
+        if action == "build":
             built = builder.build(ROOT, name, tag, HOME, show=True)
             print(f"image {built.name} {built.digest[7:19]}: {built.size / 1e6:.0f} MB", flush=True)
         elif runtime:
@@ -368,12 +361,9 @@ def images_(
             builder.push(images.full(name, tag), images.full(name, tag, push))
 
 
-Transfer = StrEnum("Transfer", ["list", "copy", "put"])
-
-
 @app.command("artifacts", no_args_is_help=True)
 def artifacts_(
-    action: Annotated[Transfer, typer.Argument(help="What to do.")],
+    action: Annotated[Literal["list", "copy", "put"], typer.Argument(help="What to do.")],
     release: Annotated[str, typer.Option(help="A release on a cluster.")],
     source: Annotated[str, typer.Argument(help="On the claim, or here for put; copy: the promoted model.")] = "",
     destination: Annotated[str, typer.Argument(help="Here, or on the claim for put.")] = "",
@@ -391,18 +381,18 @@ def artifacts_(
 
     Example: nas artifacts put flowers.csv iris/inputs/flowers.csv --release iris-nas
     """
-    if action is Transfer.put and not (destination and Path(source).exists()):
+    if action == "put" and not (destination and Path(source).exists()):
         raise NasError(f"put takes a file or folder here, which {source!r} isn't, and its name on the claim")
     cluster = _cluster(target, namespace)
     with artifacts.opened(cluster, ROOT, release) as claim:
-        if action is Transfer.list:
+        if action == "list":
             print(claim.list(source), end="")
             return
         name = Path(source).name
         if not source:
             source, name = release_.current(cluster, claim, release)
         with meter(f"{action} {source}") as told:
-            if action is Transfer.put:
+            if action == "put":
                 count = claim.put(Path(source), destination, told)
             else:
                 folder = Path(destination)
