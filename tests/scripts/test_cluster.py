@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from nas import artifacts, chart, cli, release
-from nas.cluster import Cluster, ClusterError, Target, choose, image_name, trouble
+from nas.cluster import Cluster, ClusterError, Target, choose, image_name, output, trouble
 from typer.testing import CliRunner
 
 ROOT = Path(__file__).parents[2]
@@ -111,6 +111,25 @@ def test_auto_is_this_machine_when_microk8s_cannot_be_used_and_asking_for_it_is_
     assert (target, why in reason) == (Target.LOCAL, True)
     with pytest.raises(ClusterError, match=why):
         choose(Target.MICROK8S)
+
+
+@pytest.mark.parametrize(
+    ("said", "mend"),
+    [
+        ("error: accumulating resources: hit 27s timeout running '/usr/bin/git fetch --depth=1'", "--manifests DIR"),
+        ("error: no 'git' program on path: exec: git not found", "--manifests DIR"),
+        ("error: timed out waiting for the condition", "nas doctor"),
+        ("no matches for kind Experiment in version kubeflow.org/v1beta1", "nas cluster setup"),
+        ("Unable to connect to the server: dial tcp: i/o timeout", "is it running"),
+        ("jobs.batch is forbidden: User cannot create resource", "auth can-i"),
+    ],
+)
+def test_what_a_command_refuses_is_told_with_what_mends_it(said: str, mend: str) -> None:
+    with pytest.raises(ClusterError) as caught:
+        output(["sh", "-c", 'echo "$1" >&2; exit 1', "sh", said])
+    first, second = str(caught.value).splitlines()
+    assert said.removeprefix("error: ") in first
+    assert mend in second
 
 
 def test_what_keeps_a_pod_from_running_is_told_with_what_mends_it() -> None:
