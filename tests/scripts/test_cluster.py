@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from nas import artifacts, chart, cli, release
+from nas import artifacts, chart, cli, doctor, release
 from nas.cluster import Cluster, ClusterError, Target, choose, image_name, output, trouble
 from typer.testing import CliRunner
 
@@ -27,7 +27,9 @@ KUBECTL = """#!/bin/sh
 case "$*" in
   *"get Namespace"*) [ ! -e $STATE/forbidden ] || { echo 'namespaces is forbidden: no right'; exit 1; } ;;
   *"get Job"*) echo '{"status": {"conditions": [{"type": "Complete", "status": "True"}]}}' ;;
-  *"get Pod"*) echo '{"items": []}' ;;
+  *"get "*) echo '{"items": []}' ;;
+  *"apply -f -"*) cat >$STATE/applied ;;
+  *) echo "$@" >>$STATE/calls ;;
 esac
 """
 
@@ -170,6 +172,28 @@ def test_the_batch_job_is_the_one_that_the_upgrade_makes_and_its_result_comes_ho
     assert changed["batch"]["inputs"] == [path]
     assert {f"--digest={DIGEST}", "--format=csv", "--on-error=skip", f"--output=/output/{result}"} <= set(arguments)
     assert target == tmp_path / "home/output/iris" / Path(result).name
+
+
+def test_setup_installs_katib_labels_the_namespace_and_waits_for_every_part(cluster: Cluster, tmp_path: Path) -> None:
+    doctor.setup(cluster, None, dashboard=False, timeout=7)
+    install, wait = (tmp_path / "calls").read_text().splitlines()
+    assert install.startswith("--namespace kubeflow apply -k github.com/kubeflow/katib.git/")
+    assert wait.startswith("--namespace kubeflow rollout status deployment/katib-controller deployment/")
+    assert wait.endswith("deployment/katib-ui --timeout=7s")
+    assert json.loads((tmp_path / "applied").read_text()) == {
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": {"name": "nas", "labels": {doctor.LABEL: "enabled"}},
+    }
+
+
+@pytest.mark.parametrize(("file", "option"), [("kustomization.yaml", "-k"), ("katib.yaml", "-f")])
+def test_setup_takes_manifests_that_are_here(cluster: Cluster, tmp_path: Path, file: str, option: str) -> None:
+    (tmp_path / "katib").mkdir()
+    (tmp_path / "katib" / file).touch()
+    doctor.setup(cluster, tmp_path / "katib", dashboard=False, timeout=7)
+    install = (tmp_path / "calls").read_text().splitlines()[0]
+    assert install == f"--namespace kubeflow apply {option} {tmp_path}/katib"
 
 
 def test_whoever_may_not_read_the_namespace_upgrades_without_the_charts_look_at_it(
