@@ -153,8 +153,7 @@ def batch(
         name = job["metadata"]["name"]
         print(f"batch Job {name}, version {settings['digest'][:12]}", flush=True)
         _follow_job(cluster, name)
-        arguments = job["spec"]["template"]["spec"]["containers"][0]["args"]
-        place = next(word for word in arguments if word.startswith("--output=")).removeprefix("--output=/output/")
+        place = f"{model}/predictions/{name.rpartition('-')[2]}"  # as the Job's --output says
         target = output or cluster.home / "output" / model / Path(place).name
         with meter("fetching the result") as told:
             claim.copy(place, target, told)
