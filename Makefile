@@ -102,7 +102,7 @@ lock: .venv/ready ## resolve pyproject.toml's dependencies anew into requirement
 
 clean: ## remove all that make set up: .venv, .nas with its models, runs and data, and uv's cache if it was new
 	@if [ -f .venv/made-uv-cache ]; then rm -rf "$$(.venv/bin/uv cache dir)"; fi
-	rm -rf .venv .nas .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .nas .pytest_cache .mypy_cache .ruff_cache images/*/data/mnist
 	@find . -name __pycache__ -prune -exec rm -rf {} +
 
 ##@ Help

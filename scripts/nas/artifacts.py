@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-import yaml
-
 from nas import bridge
 from nas.cluster import Cluster, ClusterError, last_line, trouble
 from nas.errors import NasError
@@ -56,46 +54,39 @@ class Claim:
         return int(self._persist("receive", there(path), lambda *pipes: bridge.send(source, *pipes), told))
 
     def _persist(self, command: str, path: str, use: Callable[..., Any], told: bridge.Told = lambda *_: None) -> Any:
-        """What `use` makes of a bridge command's pipes; once more when it breaks off, as long as that gets further."""
-        reached, left, problem = -1, ATTEMPTS, ""
-        while left:
-            began: list[int] = []
+        """What `use` makes of a bridge command's pipes; once more when it breaks off, as long as that gets further.
 
-            def tell(done: int, total: int, began: list[int] = began) -> None:
-                began[:] = began or [done]
-                told(done, total)
-
-            try:
-                return self._exchange(command, path, lambda *pipes, tell=tell: use(*pipes, tell))
-            except ClusterError as error:
-                problem = str(error)
-                wait_ready(self.cluster, self.pod)
-            left = ATTEMPTS if began and began[0] > reached else left - 1
-            reached = max([reached, *began])
-        raise NasError(f"what goes through the bridge pod {self.pod} breaks off ({problem}): call it again to go on")
-
-    def _exchange(self, command: str, path: str, use: Callable[..., Any]) -> Any:
-        """Run a bridge command in the pod and let `use` speak with it.
-
-        Raises ClusterError when it broke off, NasError when the pod says that it can't be done.
+        Raises NasError when it doesn't, or when the pod says that it can't be done.
         """
         program = ["python3", "-c", Path(bridge.__file__).read_text(), command, path]
-        process = self.cluster.start("exec", "-i", self.pod, "--", *program, stdin=True)
-        assert process.stdin
-        assert process.stderr
-        try:
-            return use(process.stdout, process.stdin)
-        except bridge.Refused as error:
-            raise NasError(str(error)) from error
-        except (BrokenPipeError, bridge.Cut) as error:
-            process.terminate()
-            said = process.stderr.read().decode(errors="replace").strip()
-            raise ClusterError(last_line(said) if said else str(error)) from error
-        finally:
-            process.kill()
-            process.wait()
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.close()
+        furthest, left, problem = 0, ATTEMPTS, ""
+
+        def tell(done: int, total: int) -> None:
+            nonlocal furthest, left
+            if done > furthest:
+                furthest, left = done, ATTEMPTS
+            told(done, total)
+
+        while left:
+            left -= 1
+            process = self.cluster.start("exec", "-i", self.pod, "--", *program, stdin=True)
+            assert process.stdin
+            assert process.stderr
+            try:
+                return use(process.stdout, process.stdin, tell)
+            except bridge.Refused as error:
+                raise NasError(str(error)) from error
+            except (BrokenPipeError, bridge.Cut) as error:
+                process.terminate()
+                said = process.stderr.read().decode(errors="replace").strip()
+                problem = last_line(said) if said else str(error)
+            finally:
+                process.kill()
+                process.wait()
+                with contextlib.suppress(BrokenPipeError):
+                    process.stdin.close()
+            wait_ready(self.cluster, self.pod)
+        raise NasError(f"what goes through the bridge pod {self.pod} breaks off ({problem}): call it again to go on")
 
 
 def there(path: str) -> str:
@@ -115,10 +106,7 @@ def opened(cluster: Cluster, root: Path, release: str) -> Iterator[Claim]:
         wait_ready(cluster, pod)
         yield Claim(cluster, pod)
         return
-    template = ["--show-only", "charts/bridge/templates/statefulset.yaml", "--set", "bridge.enabled=true"]
-    values = json.dumps(cluster.values(release))
-    chart = str(root / "charts" / "nas")
-    rendered = yaml.safe_load(cluster.helm("template", release, chart, "--values", "-", *template, stdin=values))
+    rendered = cluster.template(release, root, "bridge/statefulset", {"enabled": True})
     pod = f"{release}-bridge-{secrets.token_hex(3)}"
     manifest = {"apiVersion": "v1", "kind": "Pod", **rendered["spec"]["template"]}
     manifest["metadata"]["name"] = pod

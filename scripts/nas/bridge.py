@@ -13,14 +13,16 @@ import os
 import re
 import select
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 CHUNK = 1 << 20
 WHOLE = -1  # an offset: nothing is missing
 _PASSING = re.compile(r"\.lock|\.new-.*|.*\.part|\..+\.[a-z0-9_]{8}")  # names of files that are being written
+File = dict[str, Any]  # path, size in bytes, sha256
 Told = Callable[[int, int], object]  # takes the bytes that are there, and those in all
+Parts = Callable[[IO[bytes], int], Iterator[bytes]]  # of a stream, so many bytes
 
 
 class Cut(Exception):
@@ -52,15 +54,15 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def listing(base: Path) -> list[dict[str, Any]]:
+def listing(base: Path) -> list[File]:
     """The file `base` (as `.`), or all files below it: path, size in bytes, sha256."""
-    found, inside = [], base.resolve()
+    found: list[File] = []
     for file in sorted(base.rglob("*")) if base.is_dir() else [base]:
         path = file.relative_to(base)
         if any(map(_PASSING.fullmatch, path.parts)):
             continue
         try:
-            if base.is_file() or (file.is_file() and file.resolve().is_relative_to(inside)):
+            if file.is_file() and file.resolve().is_relative_to(base.resolve()):
                 found.append({"path": str(path), "size": file.stat().st_size, "sha256": digest(file)})
         except FileNotFoundError:  # a running trial replaces and removes files meanwhile
             continue
@@ -77,25 +79,17 @@ def send(base: Path, source: IO[bytes], target: IO[bytes], told: Told) -> int:
     files = listing(base)
     say(target, files)
     starts = hear(source)
-    step = _progress(files, starts, told)
-    for file, start in zip(files, starts, strict=True):
-        if start == WHOLE:
-            continue
+    for file, start, parts in _lacking(files, starts, told):
         try:
             data = (base / file["path"]).open("rb")
         except FileNotFoundError as error:
             raise Cut(f"{file['path']} was removed meanwhile") from error
         with data:
             data.seek(start)
-            while start < file["size"]:
-                part = data.read(min(CHUNK, file["size"] - start))
-                if not part:
-                    raise Cut(f"{file['path']} became shorter")
+            for part in parts(data, file["size"] - start):
                 if select.select([source], [], [], 0)[0]:
                     hear(source)  # it wants no more, and says why
                 target.write(part)
-                start += len(part)
-                step(len(part))
     target.flush()
     return _whole(files, hear(source))
 
@@ -108,22 +102,14 @@ def receive(base: Path, source: IO[bytes], target: IO[bytes], told: Told) -> int
     files, wrong = hear(source), []
     starts = [_missing(base, file) for file in files]
     say(target, starts)
-    step = _progress(files, starts, told)
-    for file, start in zip(files, starts, strict=True):
-        if start == WHOLE:
-            continue
+    for file, start, parts in _lacking(files, starts, told):
         path, partial = base / file["path"], _part(base, file)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with partial.open("ab") as into:
                 into.truncate(start)
-                while start < file["size"]:
-                    data = source.read(min(CHUNK, file["size"] - start))
-                    if not data:
-                        raise Cut("the other end stopped")
+                for data in parts(source, file["size"] - start):
                     into.write(data)
-                    start += len(data)
-                    step(len(data))
                 into.flush()
                 os.fsync(into.fileno())
         except OSError:
@@ -138,13 +124,13 @@ def receive(base: Path, source: IO[bytes], target: IO[bytes], told: Told) -> int
     return _whole(files, wrong)
 
 
-def _part(base: Path, file: dict[str, Any]) -> Path:
+def _part(base: Path, file: File) -> Path:
     """Where a file's bytes are kept until all have come."""
     path = base / str(file["path"])
     return path.with_name(f".{path.name}.{file['sha256'][:12]}.part")
 
 
-def _missing(base: Path, file: dict[str, Any]) -> int:
+def _missing(base: Path, file: File) -> int:
     """How many bytes of a file are here already; WHOLE when it is."""
     path, partial = base / file["path"], _part(base, file)
     if ".." in Path(file["path"]).parts or Path(file["path"]).is_absolute():
@@ -154,21 +140,28 @@ def _missing(base: Path, file: dict[str, Any]) -> int:
     return min(int(file["size"]), partial.stat().st_size) if partial.exists() else 0
 
 
-def _progress(files: list[dict[str, Any]], starts: list[int], told: Told) -> Callable[[int], None]:
-    """Tell what is there already; a function to count the bytes that come."""
+def _lacking(files: list[File], starts: list[int], told: Told) -> Iterator[tuple[File, int, Parts]]:
+    """Each file that isn't whole, from where it is missing, and a function that reads its bytes and tells of them."""
     total = sum(file["size"] for file in files)
     done = sum(file["size"] if start == WHOLE else start for file, start in zip(files, starts, strict=True))
 
-    def step(count: int) -> None:
+    def parts(source: IO[bytes], left: int) -> Iterator[bytes]:
         nonlocal done
-        done += count
-        told(done, total)
+        while left:
+            part = source.read(min(CHUNK, left))
+            if not part:
+                raise Cut("the other end stopped, or a file became shorter")
+            yield part
+            left, done = left - len(part), done + len(part)
+            told(done, total)
 
-    step(0)
-    return step
+    told(done, total)
+    for file, start in zip(files, starts, strict=True):
+        if start != WHOLE:
+            yield file, start, parts
 
 
-def _whole(files: list[dict[str, Any]], wrong: list[str]) -> int:
+def _whole(files: list[File], wrong: list[str]) -> int:
     if wrong:
         raise Cut(f"{wrong[0]} changed while it was copied")
     return len(files)

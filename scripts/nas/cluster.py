@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
 
+import yaml
+
 from nas import chart
 from nas.errors import NasError
 from nas.experiment import API_VERSION, Manifest
@@ -23,7 +25,11 @@ LIMIT = "--request-timeout=15s"
 RETRY = 2.0  # seconds between attempts to watch again
 # What the commands say when something is amiss, and what mends it.
 MENDS = {
-    r"not (find|have) .*(resource|experiments|trials)|no matches for kind": "nas cluster setup installs Katib",
+    "access microk8s": "this user may not use MicroK8s: sudo usermod -a -G microk8s $USER, then log in again",
+    "microk8s is not running": "MicroK8s is not running: microk8s start",
+    r"\bgit(hub)?\b": "Katib comes from GitHub; without internet: --manifests DIR, a copy of that folder",
+    "timed out waiting": "what isn't ready, and why: nas doctor",
+    r"not (find|have) .*(resource|experiments|trials)|no matches for kind": "there is no Katib: nas cluster setup",
     r"\bforbidden\b": "whoever runs the cluster can give that right; what this user may: kubectl auth can-i --list",
     r"unauthorized|must be logged in|x509": "log in again, or choose another: kubectl config get-contexts",
     r"no configuration|localhost:8080|context .* does not exist": "choose a cluster: kubectl config use-context NAME",
@@ -54,25 +60,15 @@ def choose(target: Target) -> tuple[Target, str]:
         return target, "no cluster is asked for"
     if target is Target.CLUSTER:
         return target, "the current kubeconfig context"
-    problem = _microk8s_problem()
+    problem = "" if shutil.which("microk8s") else "MicroK8s is not installed here (https://microk8s.io)"
+    if not problem:
+        try:
+            output(["microk8s", "kubectl", "get", "--raw", f"/apis/{API_VERSION}", LIMIT])
+        except ClusterError as error:
+            problem = str(error).splitlines()[-1]
     if target is Target.MICROK8S and problem:
         raise ClusterError(problem)
     return (Target.LOCAL, problem) if problem else (Target.MICROK8S, "MicroK8s runs here and has Katib")
-
-
-def _microk8s_problem() -> str:
-    if not shutil.which("microk8s"):
-        return "MicroK8s is not installed here (https://microk8s.io)"
-    try:
-        output(["microk8s", "kubectl", "get", "--raw", f"/apis/{API_VERSION}", LIMIT])
-    except ClusterError as error:
-        said = str(error).partition(": ")[2].lower()  # without the command
-        if "permission" in said:
-            return "this user may not use MicroK8s: sudo usermod -a -G microk8s $USER, then log in again"
-        if re.search("not running|refused|timeout", said):
-            return "MicroK8s is not running: microk8s start"
-        return "MicroK8s has no Katib: nas cluster setup --target microk8s"
-    return ""
 
 
 def last_line(text: str) -> str:
@@ -101,11 +97,10 @@ class Cluster:
     """One namespace of the cluster that a target names. Nothing is asked before it is needed."""
 
     def __init__(self, target: Target, namespace: str, home: Path) -> None:
-        self.target, self.namespace, self._home = target, namespace, home
+        self.target, self.namespace, self.home = target, namespace, home
         self.kubectl = ["microk8s", "kubectl"] if target is Target.MICROK8S else ["kubectl"]
         if not shutil.which(self.kubectl[0]):
-            hint = "https://microk8s.io" if target is Target.MICROK8S else "https://kubernetes.io/docs/tasks/tools/"
-            raise ClusterError(f"{self.kubectl[0]} is not on PATH: install it ({hint})")
+            raise ClusterError(f"{self.kubectl[0]} is not on PATH: install it")
 
     @property
     def options(self) -> str:
@@ -126,19 +121,15 @@ class Cluster:
 
     def start(self, *words: str, stdin: bool = False) -> "subprocess.Popen[bytes]":
         """A running kubectl, its output, its errors and, if asked, its input on pipes; it ends with this process."""
-        process = subprocess.Popen(
-            self.command(*words),
-            stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is for this process, which then ends that one
-        )
+        pipe, given = subprocess.PIPE, subprocess.PIPE if stdin else subprocess.DEVNULL
+        # With a session of its own, Ctrl-C is for this process, which then ends that one.
+        process = subprocess.Popen(self.command(*words), stdin=given, stdout=pipe, stderr=pipe, start_new_session=True)
         atexit.register(process.kill)
         return process
 
     def helm(self, *words: str, stdin: str | None = None) -> str:
         """What helm prints. Raises ClusterError with its reason."""
-        command = [str(chart.helm(self._home)), "--namespace", self.namespace, *words]
+        command = [str(chart.helm(self.home)), "--namespace", self.namespace, *words]
         if self.target is not Target.MICROK8S:
             return output(command, stdin, chart.reason)
         with tempfile.NamedTemporaryFile("w", prefix="nas-", suffix=".kubeconfig") as file:  # mode 0600
@@ -146,7 +137,7 @@ class Cluster:
             file.flush()
             return output([*command, "--kubeconfig", file.name], stdin, chart.reason)
 
-    def upgrade(self, *words: str) -> None:
+    def upgrade(self, *words: str, stdin: str | None = None) -> None:
         """`helm upgrade`, without the chart's look at the namespace where this user may not read it."""
         try:
             self.get("Namespace", self.namespace)
@@ -155,7 +146,7 @@ class Cluster:
                 raise
             print(f"this user may not read namespace {self.namespace}: installing without a look at its label")
             words = (*words, "--set", "global.checkCluster=false")
-        self.helm("upgrade", *words)
+        self.helm("upgrade", *words, stdin=stdin)
 
     def values(self, release: str) -> Manifest:
         """All values of an installed release. Raises ClusterError when there is none of that name."""
@@ -168,6 +159,14 @@ class Cluster:
             hint = f"no release {release} in namespace {self.namespace} (there: {there}): --release or --namespace"
             raise ClusterError(f"{hint} names another, nas run VALUES installs one") from error
         return found
+
+    def template(self, release: str, root: Path, name: str, changes: Manifest) -> Manifest:
+        """The object of a template, PART/NAME, as a release with changed values of that part would have it."""
+        values, (part, file) = self.values(release), name.split("/")
+        values[part] |= changes
+        words = ["--values", "-", "--show-only", f"charts/{part}/templates/{file}.yaml"]
+        found = self.helm("template", release, str(root / "charts" / "nas"), *words, stdin=json.dumps(values))
+        return dict(yaml.safe_load(found))
 
     def get(self, kind: str, name: str) -> Manifest | None:
         """An object, None when there is none. Raises ClusterError."""

@@ -10,21 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nas import chart, images
-from nas.cluster import LIMIT, Cluster, ClusterError, Target, output
+from nas.cluster import LIMIT, Cluster, Target, output
 from nas.errors import NasError
-from nas.progress import condition
 
 KATIB = "v0.19.0"
 KATIB_URL = "github.com/kubeflow/katib.git/manifests/v1beta1/installs/katib-standalone?ref="
 KATIB_NAMESPACE = "kubeflow"
-KATIB_KINDS = ("experiments", "trials", "suggestions")
+KATIB_KINDS = ("experiments.kubeflow.org", "trials.kubeflow.org", "suggestions.kubeflow.org")
 KATIB_PARTS = ("katib-controller", "katib-db-manager", "katib-mysql", "katib-ui")
 WEBHOOK = "validator.experiment.katib.kubeflow.org"
 LABEL = "katib.kubeflow.org/metrics-collector-injection"
 DEFAULT_CLASS = "storageclass.kubernetes.io/is-default-class"
 ADDONS = ("dns", "hostpath-storage")
 OLDEST = (1, 28)
-MOST_IMAGES = 50  # kubelet lists no more of a node's
 LEAST_DISK = 2e9  # bytes
 
 
@@ -37,20 +35,11 @@ class Finding:
     mend: str = ""
 
 
-def findings(cluster: Cluster, root: Path, home: Path, wanted: list[str]) -> Iterator[Finding]:
+def findings(cluster: Cluster, root: Path, wanted: list[str]) -> Iterator[Finding]:
     """Everything a search needs, in the order in which it is needed. `wanted` are the images. Changes nothing."""
-    try:
-        versions = json.loads(cluster.call("version", "--output=json", LIMIT))
-        server = versions["serverVersion"]["gitVersion"]
-    except (ClusterError, ValueError, KeyError) as error:
-        mend = "microk8s start" if cluster.target is Target.MICROK8S else "kubectl config use-context NAME"
-        yield Finding("cluster", f"it doesn't answer: {str(error).splitlines()[0]}", mend)
-        return
-    yield Finding("kubectl", versions["clientVersion"]["gitVersion"])
-    old = tuple(map(int, re.findall(r"\d+", server)[:2])) < OLDEST
-    yield Finding("Kubernetes", server, "upgrade the cluster to 1.28 or newer" if old else "")
     looks: dict[str, Callable[[], Iterator[Finding]]] = {
-        "helm": lambda: iter([Finding("helm", f"{chart.helm(home)}")]),
+        "cluster": lambda: _versions(cluster),
+        "helm": lambda: iter([Finding("helm", str(chart.helm(cluster.home)))]),
         "node": lambda: _nodes(cluster),
         "Katib": lambda: _katib(cluster),
         "namespace": lambda: _namespace(cluster),
@@ -63,8 +52,19 @@ def findings(cluster: Cluster, root: Path, home: Path, wanted: list[str]) -> Ite
         except NasError as error:
             text, _, mend = str(error).partition("\n")
             yield Finding(subject, text, mend or "see there, then call nas doctor again")
-    free = shutil.disk_usage(home if home.exists() else root).free
+            if subject == "cluster":
+                return  # it doesn't answer
+    free = shutil.disk_usage(cluster.home if cluster.home.exists() else root).free
     yield Finding("disk", f"{free / 1e9:.0f} GB free here", "docker system prune" if free < LEAST_DISK else "")
+
+
+def _versions(cluster: Cluster) -> Iterator[Finding]:
+    versions = json.loads(cluster.call("version", "--output=json", LIMIT))
+    context = cluster.call("config", "view", "--output=jsonpath={.current-context}")
+    yield Finding("kubectl", f"{versions['clientVersion']['gitVersion']}, context {context or '(none)'}")
+    server = versions["serverVersion"]["gitVersion"]
+    old = tuple(map(int, re.findall(r"\d+", server)[:2])) < OLDEST
+    yield Finding("Kubernetes", server, "upgrade the cluster to 1.28 or newer" if old else "")
 
 
 def _nodes(cluster: Cluster) -> Iterator[Finding]:
@@ -72,11 +72,11 @@ def _nodes(cluster: Cluster) -> Iterator[Finding]:
     for node in cluster.objects("Node"):
         name, info = node["metadata"]["name"], node["status"]["nodeInfo"]
         kinds.add(info["architecture"])
-        pressed = [c["type"] for c in node["status"]["conditions"] if "Pressure" in c["type"] and c["status"] == "True"]
-        wrong = f"has {', '.join(pressed)}: it takes no pods" if pressed else ""
-        wrong = wrong if condition(node, "Ready") else "isn't ready"
-        mend = cluster.words("describe", "node", name) if wrong else ""
-        yield Finding("node", f"{name} {wrong or ', '.join((info['architecture'], info['kubeletVersion']))}", mend)
+        ready = {c["type"]: c["status"] for c in node["status"]["conditions"]}
+        # Kubernetes' own conditions but Ready tell of trouble; clouds add more of both kinds.
+        wrong = [f"{kind}={now}" for kind, now in ready.items() if (now == "True") != kind.endswith("Ready")]
+        text = ", ".join(wrong or [info["architecture"], info["kubeletVersion"]])
+        yield Finding("node", f"{name}: {text}", cluster.words("describe", "node", name) if wrong else "")
     if len(kinds) > 1:
         mend = "nodeSelector: {kubernetes.io/arch: …} in the values"
         yield Finding("node", f"architectures differ ({', '.join(sorted(kinds))}): an image runs on one", mend)
@@ -85,10 +85,9 @@ def _nodes(cluster: Cluster) -> Iterator[Finding]:
 def _katib(cluster: Cluster) -> Iterator[Finding]:
     setup = f"nas cluster setup {cluster.options}"
     crds = {crd["metadata"]["name"] for crd in cluster.objects("CustomResourceDefinition")}
-    for kind in KATIB_KINDS:
-        if f"{kind}.kubeflow.org" not in crds:
-            yield Finding("Katib", f"the cluster doesn't know {kind}.kubeflow.org", setup)
-            return
+    if unknown := [name for name in KATIB_KINDS if name not in crds]:
+        yield Finding("Katib", f"the cluster doesn't know {', '.join(unknown)}", setup)
+        return
     there = {d["metadata"]["name"]: d for d in cluster.objects("Deployment", namespace=KATIB_NAMESPACE)}
     for name in KATIB_PARTS:
         if name not in there:
@@ -119,29 +118,24 @@ def _namespace(cluster: Cluster) -> Iterator[Finding]:
 def _storage(cluster: Cluster) -> Iterator[Finding]:
     classes = {c["metadata"]["name"]: c["metadata"].get("annotations", {}) for c in cluster.objects("StorageClass")}
     chosen = [name for name, annotations in classes.items() if annotations.get(DEFAULT_CLASS) == "true"]
-    mend = "microk8s enable hostpath-storage" if cluster.target is Target.MICROK8S else "set storage.storageClass"
     none = f"no default storage class (there: {', '.join(classes) or 'none'})"
+    mend = "microk8s enable hostpath-storage" if cluster.target is Target.MICROK8S else "set storage.storageClass"
     yield Finding("storage", f"default class {chosen[0]}") if chosen else Finding("storage", none, mend)
 
 
 def _images(cluster: Cluster, root: Path, wanted: list[str]) -> Iterator[Finding]:
     """Images without a registry in their name must be on the nodes."""
-    on_nodes = [node["status"].get("images", []) for node in cluster.objects("Node")]
-    listed = {name for held in on_nodes for image in held for name in image.get("names") or []}
-    runtime = None
-    with contextlib.suppress(NasError):
-        runtime = images.detect(cluster)
+    held = [image for node in cluster.objects("Node") for image in node["status"].get("images", [])]
+    listed = {name for image in held for name in image.get("names") or []}
     for reference in (name for name in wanted if "/" not in name):
         name, _, tag = reference.partition(":")
         there = images.full(name, tag) in listed
-        with contextlib.suppress(NasError):  # kubelet tells a new image only after a while
-            there = there or (runtime is not None and runtime.has(images.full(name, tag)))
-        if there:
-            yield Finding("image", f"{reference} is on the nodes")
-        elif all(len(held) < MOST_IMAGES for held in on_nodes):
-            mend = f"nas images build {name} && nas images import {name} {cluster.options}"
-            mend = mend if name in images.folders(root) else f"import {name}"
-            yield Finding("image", f"{reference} isn't on the nodes", mend)
+        with contextlib.suppress(NasError):  # kubelet tells a new image only after a while, and fifty at most
+            there = there or images.detect(cluster).has(images.full(name, tag))
+        mend = f"nas images build {name} && nas images import {name} {cluster.options}"
+        mend = mend if name in images.folders(root) else f"import {name}"
+        state = "is" if there else "isn't"
+        yield Finding("image", f"{reference} {state} on the nodes", "" if there else mend)
 
 
 def setup(cluster: Cluster, manifests: Path | None, dashboard: bool, timeout: int) -> None:
@@ -154,35 +148,21 @@ def setup(cluster: Cluster, manifests: Path | None, dashboard: bool, timeout: in
         kind = "-k" if manifests is None or (manifests / "kustomization.yaml").exists() else "-f"
         source = str(manifests or f"{KATIB_URL}{KATIB}")
         print(f"katib: installing {source}", flush=True)
-        try:
-            cluster.call("apply", kind, source, namespace=KATIB_NAMESPACE)
-        except ClusterError as error:
-            hint = "" if manifests else "\nwithout internet: --manifests DIR, that folder of Katib's repository"
-            raise NasError(f"Katib can't be installed: {error}{hint}") from error
-    if cluster.get("Namespace", cluster.namespace) is None:
-        cluster.call("create", "namespace", cluster.namespace)
-    cluster.call("label", "namespace", cluster.namespace, f"{LABEL}=enabled", "--overwrite")
+        cluster.call("apply", kind, source, namespace=KATIB_NAMESPACE)
+    metadata = {"name": cluster.namespace, "labels": {LABEL: "enabled"}}
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}
+    cluster.call("apply", "-f", "-", stdin=json.dumps(namespace))
     print(f"namespace: {cluster.namespace} is there and labelled", flush=True)
-    for name in KATIB_PARTS:
-        print(f"katib: waiting for {name}", flush=True)
-        words = ["rollout", "status", f"deployment/{name}", f"--timeout={timeout}s"]
-        try:
-            cluster.call(*words, namespace=KATIB_NAMESPACE)
-        except ClusterError as error:
-            look = cluster.words("get", "pods", namespace=KATIB_NAMESPACE)
-            raise NasError(f"{name} isn't ready: {error}; see {look}") from error
+    print(f"katib: waiting for {', '.join(KATIB_PARTS)}", flush=True)
+    parts = [f"deployment/{name}" for name in KATIB_PARTS]
+    cluster.call("rollout", "status", *parts, f"--timeout={timeout}s", namespace=KATIB_NAMESPACE)
     print("the cluster is ready for searches")
 
 
 def _addons(wanted: list[str], timeout: int) -> None:
-    status = output(["microk8s", "status", "--wait-ready", "--timeout", str(timeout)])
-    if "microk8s is running" not in status:
-        raise NasError(f"MicroK8s isn't ready: {status.strip().partition(chr(10))[0]}; see microk8s inspect")
-    enabled = status.partition("enabled:")[2].partition("disabled:")[0]
+    """Enable add-ons; MicroK8s leaves those that are as they are, and says so."""
+    output(["microk8s", "status", "--wait-ready", "--timeout", str(timeout)])
     for addon in wanted:
-        if re.search(rf"^\s+{addon}\b", enabled, re.MULTILINE):
-            print(f"add-on {addon}: it is enabled already", flush=True)
-            continue
         print(f"add-on {addon}: enabling", flush=True)
         if subprocess.run(["microk8s", "enable", addon], check=False).returncode:
             raise NasError(f"microk8s enable {addon} failed (see above): mend that, then call nas cluster setup again")

@@ -7,14 +7,18 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from modelkit import files
 
 from nas import data
 from nas.cluster import Cluster, ClusterError, Target, output
 from nas.errors import NasError
 from nas.experiment import Manifest
+from nas.view import meter
 
 Words = list[str]
 # MNIST's files go into these images, where they run without a way to fetch them.
@@ -63,31 +67,37 @@ def wanted(rendered: list[Manifest]) -> list[str]:
 
 
 class Builder:
-    """docker, podman or buildah: the one asked for, else the first that works. Raises NasError when none does."""
+    """docker, podman or buildah: the first that works. Raises NasError when none does."""
 
-    def __init__(self, name: str = "") -> None:
+    def __init__(self) -> None:
         tried = []
-        for self.tool in [name] if name else BUILDERS:
+        for self.tool in BUILDERS:
             try:
                 output([self.tool, "images", "--quiet"])
             except ClusterError as error:
                 tried.append(str(error).splitlines()[0])
             else:
                 return
-        raise NasError(f"nothing here can build images ({'; '.join(tried)}): install docker or podman, or start it")
+        hint = "install docker or podman, or start it; with images that are where they belong, --no-build"
+        raise NasError(f"nothing here can build images ({'; '.join(tried)}): {hint}")
 
-    def build(self, root: Path, name: str, tag: str, home: Path, arguments: list[str], show: bool) -> Image:
+    def build(self, root: Path, name: str, tag: str, home: Path, show: bool) -> Image:
         """Build images/NAME with what it needs baked in. Raises NasError. `show`: the builder's output, as it comes."""
         if name not in folders(root):
             raise NasError(f"no image {name!r}: there are {', '.join(folders(root))}")
         command = [self.tool, "build", "--tag", full(name, tag), "--file", str(root / "images" / name / "Dockerfile")]
         if self.tool != "docker":  # an id that stays the same in an archive, and what docker does by itself
             command += ["--format", "docker", "--layers"]
-        for argument in [*os.environ.get("NAS_BUILD_ARGS", "").split(), *arguments]:
+        for argument in os.environ.get("NAS_BUILD_ARGS", "").split():
             command += ["--build-arg", argument]
-        with _baked(root, name, home):
-            command.append(str(root / "images"))
-            result = subprocess.run(command, capture_output=not show, text=True, errors="replace", check=False)
+        for file in BAKED.get(name, []):
+            baked = root / "images" / name / "data" / "mnist" / f"{file}.gz"
+            if not baked.exists():
+                source = data.ensure("mnist", home / "data") / baked.name
+                baked.parent.mkdir(exist_ok=True)
+                files.write(baked, source.read_bytes())
+        command.append(str(root / "images"))
+        result = subprocess.run(command, capture_output=not show, text=True, errors="replace", check=False)
         if result.returncode:
             said = "above" if show else "\n".join((result.stdout + result.stderr).strip().splitlines()[-10:])
             raise NasError(f"image {name} could not be built by {self.tool}: {said}")
@@ -140,36 +150,44 @@ class Runtime:
                 found |= {*unread, content.get("config", {}).get("digest", "")}
         return found
 
-    def has(self, name: str, digest: str = "") -> bool:
-        """Whether all nodes have an image, of this id if one is given."""
-        return all(digest in ids if digest else ids for ids in (self.ids(name, node) for node in self.nodes))
+    def has(self, name: str) -> bool:
+        """Whether all nodes have an image of this name."""
+        return all(self.ids(name, node) for node in self.nodes)
 
-    def bring(self, builder: Builder, image: Image, told: Callable[[int, int], object]) -> bool:
-        """Import an image into every node that lacks it, as a stream; False when all have it. Raises NasError."""
+    def bring(self, builder: Builder, image: Image) -> bool:
+        """Import an image into every node that lacks it, and say so; whether there was one. Raises NasError."""
         lacking = [node for node in self.nodes if image.digest not in self.ids(image.name, node)]
-        for node in lacking:
-            command = [*node, "load", "-"] if node[0] == "minikube" else [*node, "images", "import", "-"]
-            pipe, sent = subprocess.PIPE, 0
-            source = builder.save(image.name)
-            target = subprocess.Popen(command, stdin=pipe, stdout=subprocess.DEVNULL, stderr=pipe)
-            assert source.stdout
-            assert target.stdin
-            with contextlib.suppress(BrokenPipeError), target.stdin, source.stdout:
-                try:
-                    while part := source.stdout.read(1 << 20):
-                        target.stdin.write(part)
-                        sent += len(part)
-                        told(sent, image.size)
-                except KeyboardInterrupt:
-                    target.kill()  # before it sees an end that isn't one
-                    raise
-            for process, words in ((target, command), (source, [builder.tool, "save"])):
-                said = process.stderr.read().decode(errors="replace").strip() if process.stderr else ""
-                if process.wait():
-                    raise NasError(f"{' '.join(words)} failed: {said or f'exit status {process.returncode}'}")
-            if image.digest not in self.ids(image.name, node):
-                raise NasError(f"{self.name} has another image as {image.name} after the import: import it again")
+        started = time.monotonic()
+        with meter(f"importing {image.name}") as told:
+            for node in lacking:
+                self._import(builder, image, node, told)
+        took = f"imported in {time.monotonic() - started:.1f} s" if lacking else "there already"
+        print(f"image {image.name} {image.digest[7:19]}, {image.size / 1e6:.0f} MB, {self.name}: {took}", flush=True)
         return bool(lacking)
+
+    def _import(self, builder: Builder, image: Image, node: Words, told: Callable[[int, int], object]) -> None:
+        """Stream an image into a node, and look whether it is that one there."""
+        command = [*node, "load", "-"] if node[0] == "minikube" else [*node, "images", "import", "-"]
+        pipe, sent = subprocess.PIPE, 0
+        source = builder.save(image.name)
+        target = subprocess.Popen(command, stdin=pipe, stdout=subprocess.DEVNULL, stderr=pipe)
+        assert source.stdout
+        assert target.stdin
+        with contextlib.suppress(BrokenPipeError), target.stdin, source.stdout:
+            try:
+                while part := source.stdout.read(1 << 20):
+                    target.stdin.write(part)
+                    sent += len(part)
+                    told(sent, image.size)
+            except KeyboardInterrupt:
+                target.kill()  # before it sees an end that isn't one
+                raise
+        for process, words in ((target, command), (source, [builder.tool, "save"])):
+            said = process.stderr.read().decode(errors="replace").strip() if process.stderr else ""
+            if process.wait():
+                raise NasError(f"{' '.join(words)} failed: {said or f'exit status {process.returncode}'}")
+        if image.digest not in self.ids(image.name, node):
+            raise NasError(f"{self.name} has another image as {image.name} after the import: import it again")
 
 
 def detect(cluster: Cluster) -> Runtime:
@@ -190,23 +208,3 @@ def detect(cluster: Cluster) -> Runtime:
         "the cluster's nodes are other machines, so images come to them by a registry: "
         "nas images import --push HOST/PATH, and global.image.registry in the values; --no-build when they are there"
     )
-
-
-@contextlib.contextmanager
-def _baked(root: Path, name: str, home: Path) -> Iterator[None]:
-    """MNIST's files in the build context while an image that wants them is built."""
-    folder, copied = root / "images" / name / "data" / "mnist", []
-    if name in BAKED:
-        source = data.ensure("mnist", home / "data")
-        folder.mkdir(exist_ok=True)
-        for file in BAKED[name]:
-            if not (target := folder / f"{file}.gz").exists():  # else a user's own
-                shutil.copy2(source / target.name, target)
-                copied.append(target)
-    try:
-        yield
-    finally:
-        for target in copied:
-            target.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # not empty, or never made
-            folder.rmdir()

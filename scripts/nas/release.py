@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 import msgspec
-import yaml
 from modelkit import artifact
 from rich.console import Console
 
@@ -23,13 +22,11 @@ START = 300.0  # seconds a batch Job's pods have to start
 AT_ONCE = 5.0  # seconds after which a connection that ends has worked; before, its port may be in use
 
 
-def run(
-    cluster: Cluster, root: Path, home: Path, release: str, values: list[Path], settings: list[str], build: bool
-) -> int:
+def run(cluster: Cluster, root: Path, release: str, values: list[Path], settings: list[str], build: bool) -> int:
     """Images, `helm upgrade --install`, and the search until it is over; the exit status. Raises NasError."""
-    rendered = chart.render(root, home, release, values, settings)
+    rendered = chart.render(root, cluster.home, release, values, settings)
     name = chart.experiment(rendered, values[-1])["metadata"]["name"]
-    outdated = build and deliver(cluster, root, home, images.wanted(rendered))
+    outdated = build and deliver(cluster, root, images.wanted(rendered))
     restart = outdated and cluster.objects("Deployment", f"app.kubernetes.io/instance={release}")
     cluster.upgrade("--install", release, str(root / "charts" / "nas"), *chart.options(values, settings))
     print(f"release {release} is installed in namespace {cluster.namespace}", flush=True)
@@ -72,7 +69,7 @@ def watch(cluster: Cluster, root: Path, release: str, name: str = "") -> int:
     return 0
 
 
-def deliver(cluster: Cluster, root: Path, home: Path, references: list[str]) -> bool:
+def deliver(cluster: Cluster, root: Path, references: list[str]) -> bool:
     """Build these images and bring them where the cluster gets them from: its nodes, or the registry in their names.
 
     Images that aren't this project's, or are named by a digest, are left alone. Whether the nodes have new ones now.
@@ -80,45 +77,23 @@ def deliver(cluster: Cluster, root: Path, home: Path, references: list[str]) -> 
     """
     ours = [name for name in references if image_name(name) in images.folders(root) and "@" not in name]
     runtime = images.detect(cluster) if any("/" not in name for name in ours) else None
-    try:
-        builder = images.Builder()
-    except NasError:
-        if not runtime or not all("/" not in name and runtime.has(images.full(*_parts(name))) for name in ours):
-            raise
-        print("images are there already; none is built", flush=True)
-        return False
-    new = False
+    builder, new = images.Builder(), False
     for reference in ours:
-        built = builder.build(root, *_parts(reference), home, [], show=False)
+        tag = reference.rpartition("/")[2].partition(":")[2] or "latest"
+        built = builder.build(root, image_name(reference), tag, cluster.home, show=False)
         if "/" in reference:
             builder.push(built.name, reference)
         elif runtime:
-            new |= bring(builder, runtime, built)
-    return new
-
-
-def _parts(reference: str) -> tuple[str, str]:
-    """An image's name, which is its folder's, and its tag."""
-    name, _, tag = reference.rpartition("/")[2].partition(":")
-    return name, tag or "latest"
-
-
-def bring(builder: images.Builder, runtime: images.Runtime, image: images.Image) -> bool:
-    """Import one image, and say so; whether it is new there."""
-    started = time.monotonic()
-    with meter(f"importing {image.name}") as told:
-        new = runtime.bring(builder, image, told)
-    took = f"imported in {time.monotonic() - started:.1f} s" if new else "there already"
-    print(f"image {image.name} {image.digest[7:19]}, {image.size / 1e6:.0f} MB, {runtime.name}: {took}", flush=True)
+            new |= runtime.bring(builder, built)
     return new
 
 
 def models(cluster: Cluster, root: Path, release: str, words: list[str]) -> int:
-    """Run the store's command line in the cluster; its exit status. Raises NasError."""
-    if not any(word.split("=")[0] in ("--model", "--help", "-h") for word in words):
-        words = [*words, "--model", str(cluster.values(release)["global"]["model"])]
+    """Run the store's command line in the cluster, for the release's model; its exit status. Raises NasError."""
+    model = str(cluster.values(release)["global"]["model"])
     with artifacts.opened(cluster, root, release) as claim:
-        command = cluster.command("exec", claim.pod, "--", "python3", "-m", "modelkit.store", *words)
+        program = ["python3", "-m", "modelkit.store", *words, "--model", model]
+        command = cluster.command("exec", claim.pod, "--", *program)
         result = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
     said = [line for line in result.stderr.splitlines() if "terminated with exit code" not in line]
     print(*said, sep="\n", end="\n" if said else "", file=sys.stderr)
@@ -153,48 +128,33 @@ def current(cluster: Cluster, claim: artifacts.Claim, release: str) -> tuple[str
 
 
 def batch(
-    cluster: Cluster,
-    root: Path,
-    home: Path,
-    release: str,
-    inputs: list[Path],
-    digest: str,
-    settings: list[str],
-    output: Path | None,
-    build: bool,
-    follow: bool,
+    cluster: Cluster, root: Path, release: str, inputs: list[Path], settings: Manifest, output: Path | None, build: bool
 ) -> None:
     """Score with a release's batch Job, show what it prints, and bring its result home.
 
-    `settings` are further keys of the chart's batch part. The version is part of the Job, so that the same rows aren't
-    scored twice by the same model. Raises NasError.
+    `settings` are keys of the chart's batch part. The version is part of the Job, so that the same rows aren't scored
+    twice by the same model. Raises NasError.
     """
     with artifacts.opened(cluster, root, release) as claim:
         folder, model = current(cluster, claim, release)
-        digest = digest or Path(folder).name
+        settings = {"enabled": True, "digest": Path(folder).name, **settings}
         # With the content in its name, a changed file makes another Job.
         names = {path: f"/model/{model}/inputs/{bridge.digest(path)[:12]}/{path.name}" for path in inputs}
         for path, name in names.items():
             with meter(f"sending {path.name}") as told:
                 claim.put(path, name, told)
-        given = [f"inputs={{{','.join(names.values())}}}"] if inputs else []
-        words = [word for key in ("enabled=true", *settings, *given) for word in ("--set", f"batch.{key}")]
-        words = [release, str(root / "charts" / "nas"), *words, "--set-string", f"batch.digest={digest}"]
-        only = ["--show-only", "charts/batch/templates/job.yaml", "--values", "-"]
-        values = json.dumps(cluster.values(release))
-        job: Manifest = yaml.safe_load(cluster.helm("template", *words, *only, stdin=values))
+        if names:
+            settings["inputs"] = list(names.values())
+        job = cluster.template(release, root, "batch/job", settings)
         if build:
-            deliver(cluster, root, home, images.wanted([job]))
-        cluster.upgrade(*words, "--reset-then-reuse-values")
+            deliver(cluster, root, images.wanted([job]))
+        words = [release, str(root / "charts" / "nas"), "--reset-then-reuse-values", "--values", "-"]
+        cluster.upgrade(*words, stdin=json.dumps({"batch": settings}))
         name = job["metadata"]["name"]
-        print(f"batch Job {name}, version {digest[:12]}", flush=True)
-        if not follow:
-            print(f"see {cluster.words('logs', '--follow', f'job/{name}')}")
-            return
+        print(f"batch Job {name}, version {settings['digest'][:12]}", flush=True)
         _follow_job(cluster, name)
-        arguments = job["spec"]["template"]["spec"]["containers"][0]["args"]
-        place = next(word for word in arguments if word.startswith("--output=")).removeprefix("--output=/output/")
-        target = output or home / "output" / model / Path(place).name
+        place = f"{model}/predictions/{name.rpartition('-')[2]}"  # as the Job's --output says
+        target = output or cluster.home / "output" / model / Path(place).name
         with meter("fetching the result") as told:
             claim.copy(place, target, told)
     print(f"result    {target}")

@@ -131,6 +131,15 @@ def test_a_copy_that_breaks_off_goes_on_where_it_was(
     assert steps[-1] == sum(map(len, contents.values()))
 
 
+def test_a_copy_may_break_off_again_and_again_as_long_as_it_gets_further(
+    claim: Claim, kubectl: Kubectl, tmp_path: Path
+) -> None:
+    (kubectl.claim / "big").write_bytes(bytes(2_000_000))
+    kubectl.cuts["send"] = [("out", 200_000)] * (artifacts.ATTEMPTS + 3)
+    claim.copy("big", tmp_path / "big", ignore)
+    assert (tmp_path / "big").stat().st_size == 2_000_000
+
+
 def test_a_put_that_breaks_off_goes_on_where_it_was(claim: Claim, kubectl: Kubectl, fill: Fill, tmp_path: Path) -> None:
     contents = fill(tmp_path / "here")
     kubectl.cuts["receive"] = [("in", 700_000)]

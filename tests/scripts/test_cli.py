@@ -1,3 +1,4 @@
+import importlib.metadata
 import os
 import re
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from modelkit.store import Store
+from nas import chart
 
 ROOT = Path(__file__).parents[2]
 Nas = Callable[..., subprocess.CompletedProcess[str]]
@@ -126,7 +128,10 @@ def test_ctrl_c_interrupts_a_search_and_resume_ends_it(nas: Nas, home: Path, tmp
     ("words", "message"),
     [
         (["run", "iriss"], "no values file"),
-        (["run", "iris", "--set", "experiment.maxTrails=3"], "'maxTrails' not allowed"),
+        (["run", "iris", "--set", "experiment.maxTrails=3"], "'maxTrails' not allowed: did you mean maxTrials?"),
+        (["run", "iris", "--set", "experiment.maxTrails=3"], "docs/values.md tells of every key"),
+        (["run", "iris", "--set", "experiment.parameters.lr.stp=3"], "'stp' not allowed: did you mean step?"),
+        (["run", "iris", "--set", "experiments.maxTrials=3"], "'experiments' not allowed: did you mean experiment?"),
         (
             ["run", "iris", "--set", "experiment.parameters.lr.min=1"],
             "ERROR: experiment.parameters.lr has min (1) above",
@@ -144,8 +149,8 @@ def test_ctrl_c_interrupts_a_search_and_resume_ends_it(nas: Nas, home: Path, tmp
             "iris takes rows of a table, so name the files: make batch MODEL=iris ARGS=FILE.csv, or "
             ".venv/bin/nas batch --model iris FILE.csv",
         ),
-        (["models", "promote"], "models promote takes a digest"),
-        (["models", "unpin", "3f2a"], "models unpin takes no digest"),
+        (["images", "build"], "which images? batch, mnist-trainer, server, tabular-trainer, or --all"),
+        (["artifacts", "put", "gone", "x", "--release", "x"], "a file or folder here, which 'gone' isn't"),
         (["run", "iris", "--every", "6"], "a whole number of minutes, hours or days, such as 30m, 6h or 1d"),
         (["run", "iris", "--every", "6h", "--resume"], "leave --resume and --run out"),
         (["run", "iris", "--every", "6h", "--set", "experiment.maxTrails=3"], "'maxTrails' not allowed"),
@@ -154,6 +159,8 @@ def test_ctrl_c_interrupts_a_search_and_resume_ends_it(nas: Nas, home: Path, tmp
         (["models", "show", "--model", "nothing"], "no model 'nothing'"),
         (["models", "promote", "--model", "iris", "ffffffffffff"], "no model 'ffffffffffff'"),
         (["serve", "--model", "iris", "--port", "99999"], "99999"),
+        (["serve", "--model", "nope"], "no model 'nope' in"),
+        (["serve", "--model", "nope"], "(there: iris)"),
     ],
 )
 def test_bad_input_is_told_and_ends_with_status_1(nas: Nas, home: Path, words: list[str], message: str) -> None:
@@ -163,6 +170,46 @@ def test_bad_input_is_told_and_ends_with_status_1(nas: Nas, home: Path, words: l
     assert "error: " in result.stderr
     assert message in result.stderr
     assert sorted((home / "runs").iterdir()) == runs
+
+
+def test_an_action_that_models_does_not_know_or_that_lacks_its_digest_is_a_wrong_use(nas: Nas) -> None:
+    for words, message in (
+        (["promote"], "promote takes DIGEST"),
+        (["unpin", "3f2a"], "unpin takes nothing more"),
+        (["lsit"], "invalid choice: 'lsit'"),
+    ):
+        result = nas("models", *words)
+        assert (result.returncode, message in result.stderr) == (2, True)
+
+
+@pytest.mark.usefixtures("searched")
+def test_options_of_an_action_are_passed_on(nas: Nas) -> None:
+    result = nas("models", "gc", "--keep", "3", "--older-than=1", "-m", "iris")
+    assert (result.returncode, result.stdout) == (0, "nothing to remove\n")
+
+
+def test_the_version_and_short_help_are_told(nas: Nas) -> None:
+    assert nas("--version").stdout == f"nas {importlib.metadata.version('nas')}\n"
+    assert nas("-h").stdout == nas("--help").stdout
+    assert nas("run", "-h").stdout == nas("run", "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("- at '/experiment': additional properties 'maxTrails', 'qqq' not allowed", "maxTrials"),
+        ("- experiment.trainer: Additional property imgae is not allowed", "image"),
+        ("- (root): Additional property servng is not allowed", "serving"),
+        ("- at '': additional properties 'servng', 'btch' not allowed", "serving, batch"),
+    ],
+)
+def test_a_mistyped_key_is_answered_with_the_nearest_whichever_helm_tells(line: str, told: str) -> None:
+    assert chart.reason(line).strip() == f"{line}: did you mean {told}?"
+
+
+def test_a_key_that_is_like_none_is_told_as_helm_does() -> None:
+    for line in ("- at '/batch': additional properties 'qqq' not allowed", "- at '/serving/enabled': got number"):
+        assert chart.reason(line).strip() == line
 
 
 def test_helm_that_cannot_be_had_is_told_with_where_to_get_it(nas: Nas, tmp_path: Path) -> None:
@@ -220,10 +267,10 @@ def test_a_port_in_use_is_told(nas: Nas) -> None:
 def test_help_lists_the_commands_in_the_order_of_use_without_cutting_a_line_and_says_where_nas_is(nas: Nas) -> None:
     text = nas("--help").stdout
     order = re.findall(r"^  ([a-z]+)  ", text[text.index("Commands:") :], re.MULTILINE)
-    assert " ".join(order) == "run watch serve batch report models data doctor helm cluster images artifacts"
+    assert " ".join(order) == "run watch serve batch report models data doctor helm images artifacts cluster"
     assert "`nas` is .venv/bin/nas" in text
     for words in ((), ("images",), ("artifacts",), ("cluster",)):
-        assert "..." not in nas(*words, "--help").stdout.replace("[ARGS]...", "")
+        assert "..." not in re.sub(r"(\[ARGS\]|\[names\]|names)\.\.\.", "", nas(*words, "--help").stdout)
 
 
 def test_every_command_shows_an_example(nas: Nas) -> None:

@@ -9,6 +9,7 @@ import pytest
 from nas import doctor
 from nas.cluster import ClusterError, Target
 from nas.doctor import Finding
+from nas.errors import NasError
 
 Object = dict[str, Any]
 
@@ -16,7 +17,7 @@ Object = dict[str, Any]
 class Cluster:
     """A cluster as its objects, healthy until a test takes something away."""
 
-    target, namespace, options = Target.CLUSTER, "nas", "--target cluster"
+    target, namespace, options, home = Target.CLUSTER, "nas", "--target cluster", Path("/none")
 
     def __init__(self) -> None:
         self.forbidden = ""
@@ -32,18 +33,18 @@ class Cluster:
         labels = {"katib.kubeflow.org/metrics-collector-injection": "enabled"}
         self.held: dict[str, dict[str, Object]] = {
             "Node": {"one": {"metadata": {"name": "one", "labels": {}}, "spec": {}, "status": node}},
-            "CustomResourceDefinition": {
-                f"{k}.kubeflow.org": {"metadata": {"name": f"{k}.kubeflow.org"}} for k in doctor.KATIB_KINDS
-            },
+            "CustomResourceDefinition": {name: {"metadata": {"name": name}} for name in doctor.KATIB_KINDS},
             "Deployment": {name: deployment(name) for name in doctor.KATIB_PARTS},
             "ValidatingWebhookConfiguration": {"katib": {"webhooks": [hook]}},
             "Namespace": {"nas": {"metadata": {"labels": labels}}},
             "StorageClass": {"disk": {"metadata": {"name": "disk", "annotations": default}}},
         }
 
-    def call(self, *_: str, **__: Any) -> str:
+    def call(self, *words: str, **_: Any) -> str:
+        if words[0] == "config":
+            return "team"
         if self.version is None:
-            raise ClusterError("The connection to the server was refused")
+            raise ClusterError("The connection to the server was refused\nstart it")
         return json.dumps(self.version)
 
     def words(self, *words: str, namespace: str = "nas") -> str:
@@ -76,7 +77,7 @@ def wrong(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(doctor.chart, "helm", lambda _: "helm")
 
     def look(*wanted: str) -> dict[str, str]:
-        found: list[Finding] = list(doctor.findings(cluster, tmp_path, tmp_path, list(wanted)))  # type: ignore[arg-type]
+        found: list[Finding] = list(doctor.findings(cluster, tmp_path, list(wanted)))  # type: ignore[arg-type]
         return {f"{finding.subject}: {finding.text}": finding.mend for finding in found if finding.mend}
 
     return look
@@ -89,9 +90,14 @@ def test_a_healthy_cluster_has_nothing_wrong(wrong: Wrong) -> None:
     assert wrong("server:latest", "registry.example/team/other:1") == {}
 
 
-def test_a_cluster_that_does_not_answer_is_the_only_finding(cluster: Cluster, wrong: Wrong) -> None:
+def test_a_cluster_that_does_not_answer_is_the_only_finding(cluster: Cluster, tmp_path: Path) -> None:
     cluster.version = None
-    assert list(wrong()) == ["cluster: it doesn't answer: The connection to the server was refused"]
+    found = list(doctor.findings(cluster, tmp_path, []))  # type: ignore[arg-type]
+    assert found == [Finding("cluster", "The connection to the server was refused", "start it")]
+
+
+def test_the_context_that_is_looked_at_is_told(cluster: Cluster, tmp_path: Path) -> None:
+    assert Finding("kubectl", "v1.34.0, context team") in doctor.findings(cluster, tmp_path, [])  # type: ignore[arg-type]
 
 
 def test_an_old_kubernetes_is_told(cluster: Cluster, wrong: Wrong) -> None:
@@ -155,29 +161,33 @@ def test_nodes_under_pressure_not_ready_or_of_two_kinds_are_told(cluster: Cluste
     one = cluster.held["Node"]["one"]
     two = json.loads(json.dumps(one)) | {"metadata": {"name": "two", "labels": {}}}
     two["status"]["nodeInfo"]["architecture"] = "arm64"
-    two["status"]["conditions"] = []
+    two["status"]["conditions"][0]["status"] = "Unknown"
     one["status"]["conditions"][1]["status"] = "True"
     cluster.held["Node"]["two"] = two
     assert wrong() == {
-        "node: one has DiskPressure: it takes no pods": "kubectl -n nas describe node one",
-        "node: two isn't ready": "kubectl -n nas describe node two",
+        "node: one: DiskPressure=True": "kubectl -n nas describe node one",
+        "node: two: Ready=Unknown": "kubectl -n nas describe node two",
         "node: architectures differ (amd64, arm64): an image runs on one": (
             "nodeSelector: {kubernetes.io/arch: …} in the values"
         ),
     }
 
 
-def test_microk8s_add_ons_that_are_enabled_already_stay(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def microk8s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The calls of a microk8s whose add-on dns can't be enabled."""
     script = tmp_path / "microk8s"
-    status = "microk8s is running\naddons:\n  enabled:\n    dns  # DNS\n  disabled:\n    hostpath-storage  # class\n"
-    script.write_text(f'#!/bin/sh\n[ "$1" = status ] && printf "{status}" || echo "$@" >>{tmp_path}/calls\n')
+    script.write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/calls\n[ "$2" != dns ]\n')
     script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    doctor._addons(["dns", "hostpath-storage"], 10)
-    assert (tmp_path / "calls").read_text() == "enable hostpath-storage\n"
-    assert capsys.readouterr().out.splitlines() == [
-        "add-on dns: it is enabled already",
-        "add-on hostpath-storage: enabling",
+    return tmp_path / "calls"
+
+
+def test_microk8s_add_ons_are_enabled_once_it_is_ready_and_one_that_fails_ends_it(microk8s: Path) -> None:
+    with pytest.raises(NasError, match="microk8s enable dns failed"):
+        doctor._addons(["hostpath-storage", "dns", "dashboard"], 10)
+    assert microk8s.read_text().splitlines() == [
+        "status --wait-ready --timeout 10",
+        "enable hostpath-storage",
+        "enable dns",
     ]

@@ -62,12 +62,12 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def server(state: Path) -> images.Image:
-    return images.Builder("docker").build(state, "server", "latest", state / "home", [], show=False)
+    return images.Builder().build(state, "server", "latest", state / "home", show=False)
 
 
 @pytest.fixture
 def bring(server: images.Image) -> Callable[[], bool]:
-    return lambda: images.Runtime("containerd").bring(images.Builder("docker"), server, lambda *_: None)
+    return lambda: images.Runtime("containerd").bring(images.Builder(), server)
 
 
 @pytest.mark.usefixtures("state")
@@ -99,36 +99,37 @@ def test_an_import_that_leaves_another_image_is_noticed(bring: Callable[[], bool
         bring()
 
 
-def test_mnist_is_baked_into_an_image_and_gone_from_the_tree_after(
-    state: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("NAS_BUILD_ARGS", "TORCH_INDEX=cpu")
+def test_mnist_is_baked_into_an_image_and_a_users_own_file_stays(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NAS_BUILD_ARGS", "TORCH_INDEX=cpu BASE=debian")
     monkeypatch.setattr(images.data, "ensure", lambda _, folder: folder / "mnist")
     for name in images.BAKED["mnist-trainer"]:
         (state / f"home/data/mnist/{name}.gz").write_text(name)
-    builder = images.Builder("docker")
-    builder.build(state, "mnist-trainer", "latest", state / "home", ["BASE=debian"], show=False)
+    (state / "images/mnist-trainer/data/mnist").mkdir()
+    own = state / f"images/mnist-trainer/data/mnist/{images.BAKED['mnist-trainer'][0]}.gz"
+    own.write_text("mine")
+    builder = images.Builder()
+    builder.build(state, "mnist-trainer", "latest", state / "home", show=False)
     built = (state / "built/mnist-trainer:latest").read_text()
     assert "--build-arg TORCH_INDEX=cpu --build-arg BASE=debian" in built
     assert built.count("images/mnist-trainer/data/mnist/") == 4
-    assert not list((state / "images/mnist-trainer/data").iterdir())
+    assert own.read_text() == "mine"
 
 
 def test_a_build_that_fails_shows_the_end_of_its_output(state: Path) -> None:
     (state / "failure").write_text("step 3: no network\n")
     with pytest.raises(NasError, match="image server could not be built by docker: step 3: no network"):
-        images.Builder("docker").build(state, "server", "latest", state / "home", [], show=False)
+        images.Builder().build(state, "server", "latest", state / "home", show=False)
 
 
 def test_an_unknown_image_is_told_with_those_there_are(state: Path) -> None:
     with pytest.raises(NasError, match="no image 'sever': there are mnist-trainer, server"):
-        images.Builder("docker").build(state, "sever", "latest", state, [], show=False)
+        images.Builder().build(state, "sever", "latest", state, show=False)
 
 
 @pytest.mark.usefixtures("state")
 def test_an_image_that_is_not_built_yet_is_told_with_what_builds_it() -> None:
     with pytest.raises(NasError, match=r"docker has no image .*server:2: nas images build server"):
-        images.Builder("docker").image(images.full("server", "2"))
+        images.Builder().image(images.full("server", "2"))
 
 
 def test_an_unknown_runtime_is_told_with_those_there_are() -> None:
@@ -145,7 +146,7 @@ def test_without_a_builder_that_works_each_is_told(state: Path, monkeypatch: pyt
 
 @pytest.mark.usefixtures("server")
 def test_a_push_goes_to_the_registry_and_a_refusal_is_told(state: Path) -> None:
-    builder = images.Builder("docker")
+    builder = images.Builder()
     builder.push("docker.io/library/server:latest", "ours.example/server:latest")
     assert "push ours.example/server:latest" in (state / "calls").read_text()
     with pytest.raises(NasError, match="docker login may be needed"):
