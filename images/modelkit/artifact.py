@@ -5,6 +5,7 @@ cap, and a digest checked on the very bytes the session is built from.
 """
 
 # ruff: noqa: A002 - `input` is the manifest's word
+import contextlib
 import functools
 import hashlib
 import importlib.util
@@ -25,6 +26,7 @@ MODEL_FILE, MANIFEST_FILE = "model.onnx", "manifest.json"
 EVALUATION_FILE = "evaluation.json"  # in a trial's folder, beside them
 SCHEMA_VERSION = 1
 SIZE_CAP = 256 * 2**20  # bytes
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 OPERATORS = {"Cast", "Gather", "Equal", "Concat", "Sub", "Mul", "Gemm", "Relu", "Tanh", "Sigmoid", "Softmax"}
 ACTIVATIONS = {"relu": "Relu", "tanh": "Tanh", "logistic": "Sigmoid", "identity": None}
 CONTRACT = "nas.contract"  # a metadata key of model.onnx
@@ -50,17 +52,18 @@ class Feature(msgspec.Struct, frozen=True, omit_defaults=True):
 
     def number(self, cell: object) -> float:
         """A cell as the model takes it: a finite float32 or a category's index. Raises ValueError."""
-        if self.values is not None:
-            if str(cell) not in self.values:
-                raise ValueError(f"{self.name} is {str(cell)[:40]!r}, expected one of {', '.join(self.values)}")
-            return float(self.values.index(str(cell)))
-        try:
-            number = float(str(cell))
-        except ValueError:
-            number = float("nan")
-        if not abs(number) <= float(np.finfo(np.float32).max):
-            raise ValueError(f"{self.name} is {str(cell)[:40]!r}, expected a finite number")
-        return number
+        text = str(cell)
+        if self.values is not None and text in self.values:
+            return float(self.values.index(text))
+        with contextlib.suppress(ValueError):
+            if self.values is None and abs(number := float(text)) <= FLOAT32_MAX:
+                return number
+        raise ValueError(self.refusal(cell))
+
+    def refusal(self, cell: object) -> str:
+        """What to tell of a cell that the model can't take."""
+        expected = "a finite number" if self.values is None else f"one of {', '.join(self.values)}"
+        return f"{self.name} is {str(cell)[:40]!r}, expected {expected}"
 
 
 class Input(msgspec.Struct, frozen=True, omit_defaults=True):
