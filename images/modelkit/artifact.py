@@ -139,12 +139,11 @@ class Outcomes(msgspec.Struct, frozen=True):
             raise ArtifactError(f"outcomes on {self.rows} and on {other.rows} rows can't be compared")
         mine, theirs = self._bits(), other._bits()
         won, lost = int((mine & ~theirs).sum()), int((theirs & ~mine).sum())
-        apart, tail = won + lost, 0
-        ways = math.comb(apart, won)
+        apart, tail, ways = won + lost, 0, math.comb(won + lost, won)
         for wins in range(won, apart + 1):
             tail += ways
             ways = ways * (apart - wins) // (wins + 1)
-        return float(tail / 2**apart)
+        return tail / 2**apart
 
     def _bits(self) -> npt.NDArray[np.bool_]:
         return np.unpackbits(np.frombuffer(self.right, np.uint8), count=self.rows).astype(bool)
@@ -391,14 +390,12 @@ def load(folder: Path, expected: str | None = None, threads: int = 1) -> Model:
 
 
 def _manifest(folder: Path, actual: str) -> Manifest:
-    problem = "is missing"
+    problem = ""
     for path in (folder / MANIFEST_FILE, folder / _NEXT):
         try:
             manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
-        except FileNotFoundError:
-            continue
         except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-            problem = f"is damaged: {error}"
+            problem = problem or f"is missing or damaged: {error}"
             continue
         if manifest.schema_version > SCHEMA_VERSION:
             raise ArtifactError(f"{path} is of a newer version ({manifest.schema_version}): upgrade this image")
