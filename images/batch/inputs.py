@@ -63,16 +63,14 @@ class Wanted(NamedTuple):
 
 
 def expand(patterns: list[str]) -> list[Path]:
-    """The files that paths and globs name, each pattern's sorted. Raises InputError when one names none."""
-    found = []
+    """The files that paths and globs name, each pattern's sorted, each file once. Raises InputError for none."""
+    found: list[Path] = []
     for pattern in patterns:
         paths = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
         if not paths:
             raise InputError(f"{pattern}: no such file")
-        found += [Path(path) for path in paths]
-    if twice := {path for path in found if found.count(path) > 1}:
-        raise InputError(f"{min(twice)} is named twice among the inputs")
-    return found
+        found += map(Path, paths)
+    return list(dict.fromkeys(found))
 
 
 @contextlib.contextmanager
@@ -134,10 +132,10 @@ class Arrays(_File):
     def read(self, start: int, stop: int, _: list[Mark]) -> Iterator[Chunk]:
         buffer = np.empty((min(CHUNK, stop - start), *self._rows.shape), self._rows.dtype)
         for first in range(start, stop, CHUNK):
-            count = min(CHUNK, stop - first)
-            rows = self._rows.take(first, buffer[:count]).reshape(count, -1)
-            labels = pa.array(self._labels.take(first, np.empty(count, self._labels.dtype))) if self._labels else None
-            yield self._chunk(np.arange(first, first + count), rows, rows.T, labels, {}, {})
+            numbers = np.arange(first, min(first + CHUNK, stop))
+            rows = self._rows.take(first, buffer[: len(numbers)]).reshape(len(numbers), -1)
+            labels = self._labels and pa.array(self._labels.take(first, np.empty(len(numbers), self._labels.dtype)))
+            yield self._chunk(numbers, rows, rows.T, labels, {}, {})
 
 
 class _Rows:
@@ -153,10 +151,7 @@ class _Rows:
                 raise InputError(f"{path}: expected numbers, row by row (C order), got {self.dtype}")
         else:
             self._file.seek(0)
-            try:
-                shape, self.dtype = files.idx_shape(self._file.read), np.dtype(np.uint8)
-            except ValueError as error:
-                raise InputError(f"{path} is no file that can be read: idx (of bytes), .npy, .csv, .parquet") from error
+            shape, self.dtype = files.idx_shape(self._file.read), np.dtype(np.uint8)
         self.count, self.shape = shape[0], tuple(shape[1:])
         self._start = self._file.tell()
 
@@ -233,18 +228,16 @@ class Csv(_Table):
             odd[held.start + found.number - 1] = reason
             return "skip"
 
-        clean = data.decode(errors="replace").encode()
+        clean, texts = data.decode(errors="replace").encode(), dict.fromkeys(self._columns, pa.string())
         table = pa_csv.read_csv(
             pa.BufferReader(clean),
             pa_csv.ReadOptions(column_names=self._header, use_threads=False, block_size=len(clean) + 1),
             pa_csv.ParseOptions(newlines_in_values=True, invalid_row_handler=leave_out),
-            pa_csv.ConvertOptions(
-                column_types=dict.fromkeys(self._columns, pa.string()), include_columns=self._columns
-            ),
+            pa_csv.ConvertOptions(column_types=texts, include_columns=self._columns),
         )
         if table.num_rows + len(odd) != len(held):
             raise InputError(
-                f"{self.path} after row {held.start}: a quote within a value, or a line end that isn't \\n"
+                f"{self.path} after row {held.start}: a quote within a value, or a line end other than \\n"
             )
         numbers = np.setdiff1d(held, list(odd), assume_unique=True)
         low, high = np.searchsorted(numbers, [mine.start, mine.stop])

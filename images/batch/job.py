@@ -11,10 +11,9 @@ OUTPUT/_work/                             records, locks and unfinished files un
 import contextlib
 import hashlib
 import os
-import platform
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
@@ -58,13 +57,6 @@ class Pin(msgspec.Struct, frozen=True):
     mtime_ns: int
     sha256: str
 
-    def check(self) -> None:
-        """Raises InputError when the file has changed since."""
-        with readable(Path(self.path)):
-            now = Path(self.path).stat()
-        if (now.st_size, now.st_mtime_ns) != (self.size, self.mtime_ns):
-            raise InputError(f"{self.path} has changed since the job began: put it back, or give another --output")
-
 
 class Input(msgspec.Struct, frozen=True):
     """A file of rows, the file of its labels if there is one, and where its rows are."""
@@ -81,14 +73,10 @@ class Plan(msgspec.Struct, frozen=True):
     inputs: list[Input]
     shards: int
 
-    @property
-    def rows(self) -> int:
-        return sum(part.rows for part in self.inputs)
-
     def parts(self, shard: int) -> Iterator[tuple[Input, int, int, int]]:
         """Of a shard: input, the rows start to stop of it, and the number that its first row has in the output."""
-        low, high = self.rows * shard // self.shards, self.rows * (shard + 1) // self.shards
-        before = 0
+        rows, before = sum(part.rows for part in self.inputs), 0
+        low, high = rows * shard // self.shards, rows * (shard + 1) // self.shards
         for part in self.inputs:
             start, stop = max(low - before, 0), min(high - before, part.rows)
             if start < stop:
@@ -104,7 +92,6 @@ class Record(msgspec.Struct, frozen=True):
     counts: list[list[int]]
     began: float
     seconds: float
-    host: str
 
 
 class Job:
@@ -180,7 +167,7 @@ class Job:
             skipped.replace(self.output / f"_skipped-{name}.jsonl")
         part.replace(self.output / f"part-{name}.{request.format}")
         files.sync_folder(self.output)
-        record = Record(int(counts.sum()), bad, counts.tolist(), began, time.time() - began, platform.node())
+        record = Record(int(counts.sum()), bad, counts.tolist(), began, time.time() - began)
         files.write(self._file(shard, "json"), msgspec.json.encode(record))
         done = sum(self.over(other) for other in range(self.plan.shards))
         left_out = f", {bad} bad ones left out" if bad else ""
@@ -307,7 +294,6 @@ def _input(path: Path, wanted: Wanted) -> Input:
     file, opened = _pin(path), source(path, wanted)
     with readable(path):
         rows, marks = opened.survey()
-    file.check()
     return Input(file, _pin(opened.beside) if opened.beside else None, rows, marks)
 
 
@@ -317,9 +303,13 @@ def _pin(path: Path) -> Pin:
         return Pin(str(path), found.st_size, found.st_mtime_ns, hashlib.file_digest(file, "sha256").hexdigest())
 
 
-def _check(inputs: Iterable[Input]) -> None:
+def _check(inputs: list[Input]) -> None:
+    """Raises InputError when a file has changed since the job began."""
     for pin in (pin for part in inputs for pin in (part.file, part.labels) if pin):
-        pin.check()
+        with readable(Path(pin.path)):
+            now = Path(pin.path).stat()
+        if (now.st_size, now.st_mtime_ns) != (pin.size, pin.mtime_ns):
+            raise InputError(f"{pin.path} has changed since the job began: put it back, or give another --output")
 
 
 def _put(output: Path, name: str, data: bytes) -> None:

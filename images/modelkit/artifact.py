@@ -143,7 +143,7 @@ class Outcomes(msgspec.Struct, frozen=True):
         for wins in range(won, apart + 1):
             tail += ways
             ways = ways * (apart - wins) // (wins + 1)
-        return tail / 2**apart
+        return float(tail / 2**apart)
 
     def _bits(self) -> npt.NDArray[np.bool_]:
         return np.unpackbits(np.frombuffer(self.right, np.uint8), count=self.rows).astype(bool)

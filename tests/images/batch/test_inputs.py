@@ -199,7 +199,7 @@ def test_rows_without_a_label_are_scored_and_not_compared(tmp_path: Path) -> Non
     ("text", "reason"),
     [
         (f'{",".join(NAMES)},id\n1,1,1,1,"never closed\n1,1,1,1,b\n', "after row 0: a quote that is never closed"),
-        (f"{','.join(NAMES)},id\n1,1,1,1,a\r1,1,1,1,b\n", "a quote within a value, or a line end that isn't"),
+        (f"{','.join(NAMES)},id\n1,1,1,1,a\r1,1,1,1,b\n", "a quote within a value, or a line end other than"),
         (f"{','.join(NAMES)},id,id\n1,1,1,1,a,b\n", "has the column 'id' twice"),
     ],
 )
@@ -212,11 +212,10 @@ def test_a_csv_file_that_can_not_be_cut_into_rows_is_refused(tmp_path: Path, tex
 def test_globs_name_files_in_order_and_each_once(tmp_path: Path) -> None:
     for name in ("b.csv", "a.csv", "[1].csv"):
         (tmp_path / name).touch()
-    found = inputs.expand([str(tmp_path / "[1].csv"), str(tmp_path / "?.csv")])
+    found = inputs.expand([str(tmp_path / name) for name in ("[1].csv", "?.csv", "b.csv")])
     assert [path.name for path in found] == ["[1].csv", "a.csv", "b.csv"]
-    for patterns, reason in ((["*.txt"], "no such file"), (["a.csv", "*.csv"], "a.csv is named twice")):
-        with pytest.raises(inputs.InputError, match=reason):
-            inputs.expand([str(tmp_path / pattern) for pattern in patterns])
+    with pytest.raises(inputs.InputError, match="no such file"):
+        inputs.expand([str(tmp_path / "*.txt")])
 
 
 def test_text_of_a_parquet_file_is_read_as_that_of_a_csv_file(tmp_path: Path) -> None:
