@@ -52,11 +52,10 @@ class Feature(msgspec.Struct, frozen=True, omit_defaults=True):
 
     def number(self, cell: object) -> float:
         """A cell as the model takes it: a finite float32 or a category's index. Raises ValueError."""
-        text = str(cell)
-        if self.values is not None and text in self.values:
-            return float(self.values.index(text))
         with contextlib.suppress(ValueError):
-            if self.values is None and abs(number := float(text)) <= FLOAT32_MAX:
+            if self.values is not None:
+                return float(self.values.index(str(cell)))
+            if abs(number := float(str(cell))) <= FLOAT32_MAX:
                 return number
         raise ValueError(self.refusal(cell))
 
@@ -433,10 +432,8 @@ def _check(path: Path, data: bytes, manifest: Manifest) -> None:
 @functools.cache
 def _messages() -> Any:
     """ONNX's protobuf messages alone: `import onnx` would be a third of a server's cold start."""
-    package = importlib.util.find_spec("onnx")
-    assert package
-    assert package.origin
-    loader = SourceFileLoader("onnx.onnx_ml_pb2", str(Path(package.origin).with_name("onnx_ml_pb2.py")))
+    folder = Path(str(importlib.util.find_spec("onnx").origin)).parent  # type: ignore[union-attr]
+    loader = SourceFileLoader("onnx.onnx_ml_pb2", str(folder / "onnx_ml_pb2.py"))
     module = types.ModuleType(loader.name)
     loader.exec_module(module)
     return module
