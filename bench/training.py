@@ -169,7 +169,8 @@ def iris(runs: int) -> list[Row]:
             args = ours.arguments([*words, f"--seed={repeat}", "--export-path=x"])
             for held in ours.stratified(table.labels, 10, seed=100 + repeat):
                 share = np.delete(np.arange(150), held)
-                learner = ours.Learner(args, contract, table.classes, table.rows[share], table.labels[share])
+                known = table._replace(rows=table.rows[share], labels=table.labels[share])
+                learner = ours.Learner(args, contract, known)
                 for _ in range(epoch):
                     learner.epoch()
                 answers = artifact.predict(learner.onnx(), table.rows[held]).argmax(1)

@@ -3,7 +3,7 @@
 Each kind of file has `survey`, which counts its rows once and marks where some of them start, and `read`, which yields
 any range of them. Where its chunks begin and end depends on the range alone, so that scoring a range again gives the
 same bytes. `beside` is the file of the labels, if they are in one of their own; `kept` has the pyarrow types of the
-columns to carry through; `note` is what a person should know of how the file is read.
+columns to carry through.
 """
 
 import bisect
@@ -29,42 +29,29 @@ from modelkit import artifact, files
 CHUNK = 8192  # rows of an array or a Parquet file in memory at a time
 BLOCK = 2**20  # bytes of a CSV file in memory at a time
 LONGEST_ROW = 16 * 2**20  # bytes
-FLOAT32_MAX = float(np.finfo(np.float32).max)
 NUMBER = r"^[+-]?([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][+-]?[0-9]+)?$"
 UNLABELLED, UNKNOWN = -1, -2
 
 Array = npt.NDArray[Any]
 Kept = dict[str, Any]  # pyarrow arrays
-Reasons = dict[int, str]  # why rows are bad, by their places in a chunk
-Mark = tuple[int, int, int]  # in a CSV file: the row, line and byte where a block starts, and last where the rows end
+Reasons = dict[int, str]  # why rows are bad, by their numbers in the file
+Mark = tuple[int, int]  # in a CSV file: the row and byte where a block starts, and last where the rows end
 
 
 class InputError(Exception):
     """An input that can't be scored: which, where and why."""
 
 
-class BadRow(NamedTuple):
-    """A row that can't be scored, by its number in its file from 0, in a CSV file with its line from 1."""
-
-    file: str
-    row: int
-    line: int | None
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.file} {f'line {self.line}' if self.line else f'row {self.row}'}: {self.reason}"
-
-
 class Chunk(NamedTuple):
     """Rows [n, *shape], their numbers [n] in the file, class indices [n] of their labels (or UNLABELLED), kept columns
-    by name, and the rows left out. `rows` is overwritten by the next chunk.
+    by name, and why others are left out. `rows` is overwritten by the next chunk.
     """
 
     rows: Array
     numbers: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int64]
     kept: Kept
-    bad: list[BadRow]
+    bad: Reasons
 
 
 class Wanted(NamedTuple):
@@ -76,16 +63,14 @@ class Wanted(NamedTuple):
 
 
 def expand(patterns: list[str]) -> list[Path]:
-    """The files that paths and globs name, each pattern's sorted. Raises InputError when one names none."""
-    found = []
+    """The files that paths and globs name, each pattern's sorted, each file once. Raises InputError for none."""
+    found: list[Path] = []
     for pattern in patterns:
         paths = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
         if not paths:
             raise InputError(f"{pattern}: no such file")
-        found += [Path(path) for path in paths]
-    if twice := {path for path in found if found.count(path) > 1}:
-        raise InputError(f"{min(twice)} is named twice among the inputs")
-    return found
+        found += map(Path, paths)
+    return list(dict.fromkeys(found))
 
 
 @contextlib.contextmanager
@@ -104,26 +89,23 @@ class _File:
         self.path, self.wanted = path, wanted
         self.beside: Path | None = None
         self.kept: dict[str, Any] = {}
-        self.note = ""
 
     def _chunk(self, numbers: Array, rows: Array, cells: Any, labels: Any, kept: Kept, reasons: Reasons) -> Chunk:
-        """A chunk without bad rows: with a reason, a value (shown by its cell [column][row]) or an unknown label."""
+        """A chunk without bad rows: with a reason, with a value (shown by its cell [column][row]) or label unknown."""
         takes, classes = self.wanted.takes, self.wanted.classes
         if rows.dtype.kind == "f":
-            for i, j in np.argwhere(~(np.abs(rows) <= FLOAT32_MAX)).tolist():
+            for i, j in np.argwhere(~(np.abs(rows) <= artifact.FLOAT32_MAX)).tolist():
                 feature = takes.features[j] if takes.features else artifact.Feature(f"value {j}", 0, 0)
-                values = [f"{k} ({name})" if self.note else name for k, name in enumerate(feature.values or [])]
-                expected = f"one of {', '.join(values)}" if values else "a finite number"
-                reasons.setdefault(i, f"{feature.name} is {str(cells[j][i])[:40]!r}, expected {expected}")
+                reasons.setdefault(int(numbers[i]), feature.refusal(cells[j][i]))
         codes = np.full(len(numbers), UNLABELLED) if labels is None else _codes(labels, classes)
         for i in np.flatnonzero(codes == UNKNOWN).tolist():
-            reasons.setdefault(i, f"label {str(labels[i])!r} is none of the model's ({', '.join(classes)})")
-        bad = [BadRow(str(self.path), int(numbers[i]), None, reasons[i]) for i in sorted(reasons)]
-        if bad:
-            good = np.delete(np.arange(len(numbers)), list(reasons))
+            reason = f"label {str(labels[i])!r} is none of the model's ({', '.join(classes)})"
+            reasons.setdefault(int(numbers[i]), reason)
+        if reasons:
+            good = np.flatnonzero(~np.isin(numbers, list(reasons)))
             rows, numbers, codes = rows[good], numbers[good], codes[good]
             kept = {name: column.take(good) for name, column in kept.items()}
-        return Chunk(rows.reshape(-1, *takes.shape).astype(takes.dtype, copy=False), numbers, codes, kept, bad)
+        return Chunk(rows.reshape(-1, *takes.shape).astype(takes.dtype, copy=False), numbers, codes, kept, reasons)
 
 
 class Arrays(_File):
@@ -136,16 +118,13 @@ class Arrays(_File):
         if size != math.prod(takes.shape) or (takes.dtype == "uint8") != (dtype == np.uint8):
             wants = f"{math.prod(takes.shape)} ({takes.dtype})"
             raise InputError(f"{path}: the model wants {wants} numbers a row, got {size} ({dtype})")
-        if wanted.keep:
-            raise InputError(f"{path} has no columns to keep: --keep is for CSV and Parquet")
+        if wanted.keep or any(feature.values for feature in takes.features or []):
+            raise InputError(f"{path} has neither columns to keep nor names of categories: give CSV or Parquet")
         beside = path.with_name(path.name.replace("images", "labels").replace("idx3", "idx1"))
         self.beside = beside if beside != path and beside.exists() else None
         self._labels = _Rows(self.beside) if self.beside else None
         if self._labels and (self._labels.count, self._labels.shape) != (self._rows.count, ()):
             raise InputError(f"{beside}: expected {self._rows.count} labels, as many as there are images")
-        if named := [feature for feature in takes.features or [] if feature.values]:
-            places = [f"{f.name} {', '.join(f'{k} ({v})' for k, v in enumerate(f.values or []))}" for f in named]
-            self.note = f"{path} holds categories by their places: {'; '.join(places)}"
 
     def survey(self) -> tuple[int, list[Mark]]:
         return self._rows.count, []
@@ -153,12 +132,10 @@ class Arrays(_File):
     def read(self, start: int, stop: int, _: list[Mark]) -> Iterator[Chunk]:
         buffer = np.empty((min(CHUNK, stop - start), *self._rows.shape), self._rows.dtype)
         for first in range(start, stop, CHUNK):
-            count = min(CHUNK, stop - first)
-            held = rows = self._rows.take(first, buffer[:count]).reshape(count, -1)
-            if self.note:
-                rows = np.where(self.wanted.takes.no_category(held), np.nan, held)
-            labels = pa.array(self._labels.take(first, np.empty(count, self._labels.dtype))) if self._labels else None
-            yield self._chunk(np.arange(first, first + count), rows, held.T, labels, {}, {})
+            numbers = np.arange(first, min(first + CHUNK, stop))
+            rows = self._rows.take(first, buffer[: len(numbers)]).reshape(len(numbers), -1)
+            labels = self._labels and pa.array(self._labels.take(first, np.empty(len(numbers), self._labels.dtype)))
+            yield self._chunk(numbers, rows, rows.T, labels, {}, {})
 
 
 class _Rows:
@@ -174,11 +151,7 @@ class _Rows:
                 raise InputError(f"{path}: expected numbers, row by row (C order), got {self.dtype}")
         else:
             self._file.seek(0)
-            try:
-                shape, self.dtype = files.idx_shape(self._file.read), np.dtype(np.uint8)
-            except ValueError as error:
-                more = "nor named .npy, .csv or .parquet: those are read, .gz of them too"
-                raise InputError(f"{path} is no idx file of bytes, {more}") from error
+            shape, self.dtype = files.idx_shape(self._file.read), np.dtype(np.uint8)
         self.count, self.shape = shape[0], tuple(shape[1:])
         self._start = self._file.tell()
 
@@ -191,34 +164,27 @@ class _Rows:
 
 
 class _Table(_File):
-    """Columns by name: the model's features (or a column of lists), the label if it is there, and those to keep."""
+    """Columns by name: the model's features, the label if it is there, and those to keep."""
 
     def __init__(self, path: Path, wanted: Wanted, header: list[str]) -> None:
         super().__init__(path, wanted)
-        features = [feature.name for feature in wanted.takes.features or []] or [wanted.takes.name]
-        self._columns = list(dict.fromkeys([*features, *wanted.keep]))
         got = f"got the header {','.join(header)[:80]!r}"
+        if not wanted.takes.features:
+            raise InputError(f"{path}: the model wants idx or .npy files of images, {got}")
+        self._features = wanted.takes.features
+        self._columns = list(dict.fromkeys([*(feature.name for feature in self._features), *wanted.keep]))
         if set(self._columns) - set(header):
             raise InputError(f"{path}: the columns {', '.join(self._columns)} are needed, {got}")
         self._columns += [name for name in ["label"] if name in header and name not in self._columns]
         if twice := [name for name in self._columns if header.count(name) > 1]:
             raise InputError(f"{path} has the column {twice[0]!r} twice")
 
-    def _of(self, columns: Kept, numbers: Array, reasons: Reasons) -> Chunk:
-        """A chunk of columns as pyarrow arrays, without rows that have a reason by their place."""
-        takes = self.wanted.takes
-        cells = [columns[feature.name] for feature in takes.features or []]
-        if takes.features:
-            rows = np.stack([_numbers(*pair) for pair in zip(cells, takes.features, strict=True)], axis=1)
-        else:
-            column, size = columns[takes.name], math.prod(takes.shape)
-            flat = column.flatten()
-            if flat.type != takes.dtype or len(flat) != len(numbers) * size or flat.null_count:
-                wants = f"lists of {size} {takes.dtype}"
-                raise InputError(f"{self.path}: the column {takes.name} has {column.type}, expected {wants}")
-            rows = flat.to_numpy().reshape(-1, size)
-        kept = {name: columns[name] for name in self.wanted.keep}
-        return self._chunk(numbers, rows, cells or rows.T, columns.get("label"), kept, reasons)
+    def _of(self, table: Any, numbers: Array, reasons: Reasons) -> Chunk:
+        """A chunk of a pyarrow table or batch [numbers], without rows that have a reason."""
+        cells = [table[feature.name] for feature in self._features]
+        rows = np.stack([_numbers(*pair) for pair in zip(cells, self._features, strict=True)], axis=1)
+        labels = table["label"] if "label" in self._columns else None
+        return self._chunk(numbers, rows, cells, labels, {name: table[name] for name in self.wanted.keep}, reasons)
 
 
 class Csv(_Table):
@@ -228,74 +194,62 @@ class Csv(_Table):
         self._file = _open(path)
         first = self._file.readline()
         self._header = next(csv.reader([first.decode("utf-8-sig")]), [])
-        if not wanted.takes.features:
-            got = f"got the header {','.join(self._header)[:80]!r}"
-            raise InputError(f"{path}: the model wants idx or .npy files of images, {got}")
         super().__init__(path, wanted, self._header)
         self.kept = dict.fromkeys(wanted.keep, pa.string())
-        self._start = (0, 2, len(first))
+        self._start = (0, len(first))
 
     def survey(self) -> tuple[int, list[Mark]]:
         marks, rest, more = [self._start], b"", True
         while more:
-            row, line, offset = marks[-1]
+            row, offset = marks[-1]
             more = bool(data := self._file.read(BLOCK))
             block = rest + data + b"\n" * (not more)
-            starts, end = _row_starts(block)
+            count, end = _whole_rows(block)
             rest = block[end:]
             if len(rest) > (LONGEST_ROW if more else 0):
-                raise InputError(f"{self.path} line {line}: a quote that is never closed, or a row without an end")
+                raise InputError(f"{self.path} after row {row}: a quote that is never closed, or a row without an end")
             if end:
-                marks.append((row + len(starts), line + block.count(b"\n", 0, end), offset + end))
+                marks.append((row + count, offset + end))
         return marks[-1][0], marks
 
     def read(self, start: int, stop: int, marks: list[Mark]) -> Iterator[Chunk]:
         first = bisect.bisect_right(marks, start, key=lambda mark: mark[0]) - 1
-        for (row, line, offset), (after, _, end) in itertools.pairwise(marks[first:]):
+        for (row, offset), (after, end) in itertools.pairwise(marks[first:]):
             if mine := range(max(row, start), min(after, stop)):
                 self._file.seek(offset)
-                yield self._block(self._file.read(end - offset), range(row, after), line, mine)
+                yield self._block(self._file.read(end - offset), range(row, after), mine)
 
-    def _block(self, data: bytes, held: range, line: int, mine: range) -> Chunk:
-        """The rows `mine` of a block that starts at a line and holds the rows `held`."""
-        odd: dict[int, str] = {}
+    def _block(self, data: bytes, held: range, mine: range) -> Chunk:
+        """The rows `mine` of a block that holds the rows `held`."""
+        odd: Reasons = {}
 
         def leave_out(found: Any) -> str:
-            odd[held.start + found.number - 1] = (
-                f"{found.actual_columns} columns, the header has {found.expected_columns}"
-            )
+            reason = f"{found.actual_columns} columns, the header has {found.expected_columns}"
+            odd[held.start + found.number - 1] = reason
             return "skip"
 
-        clean = data.decode(errors="replace").encode()
+        clean, texts = data.decode(errors="replace").encode(), dict.fromkeys(self._columns, pa.string())
         table = pa_csv.read_csv(
             pa.BufferReader(clean),
             pa_csv.ReadOptions(column_names=self._header, use_threads=False, block_size=len(clean) + 1),
             pa_csv.ParseOptions(newlines_in_values=True, invalid_row_handler=leave_out),
-            pa_csv.ConvertOptions(
-                column_types=dict.fromkeys(self._columns, pa.string()), include_columns=self._columns
-            ),
+            pa_csv.ConvertOptions(column_types=texts, include_columns=self._columns),
         )
         if table.num_rows + len(odd) != len(held):
-            raise InputError(f"{self.path} after line {line}: a quote within a value, or a line end that isn't \\n")
+            raise InputError(
+                f"{self.path} after row {held.start}: a quote within a value, or a line end other than \\n"
+            )
         numbers = np.setdiff1d(held, list(odd), assume_unique=True)
         low, high = np.searchsorted(numbers, [mine.start, mine.stop])
-        columns = {name: table[name].slice(low, high - low).combine_chunks() for name in self._columns}
-        broken: Reasons = {}
-        for name, cells in columns.items() if clean != data else ():
-            for i in np.flatnonzero(pc.match_substring(cells, "\ufffd")):
-                broken[int(i)] = f"{name} is not UTF-8, or holds U+FFFD"
-        chunk = self._of(columns, numbers[low:high], broken)
-        bad = [*chunk.bad, *(BadRow(str(self.path), row, None, why) for row, why in odd.items() if row in mine)]
-        if bad:
-            starts, newlines = _row_starts(data + b"\n")[0], np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n"))
-            lines = line + np.searchsorted(newlines, starts)
-            bad = sorted(row._replace(line=int(lines[row.row - held.start])) for row in bad)
-        return chunk._replace(bad=bad)
+        numbers, table = numbers[low:high], table.slice(low, high - low)
+        reasons = {row: reason for row, reason in odd.items() if row in mine}
+        for name in self._columns if clean != data else ():
+            for i in np.flatnonzero(pc.match_substring(table[name], "\ufffd")):
+                reasons[int(numbers[i])] = f"{name} is not UTF-8, or holds U+FFFD"
+        return self._of(table, numbers, reasons)
 
 
 class Parquet(_Table):
-    """A table with the model's columns by name, or a column `input` of lists for a model without named features."""
-
     def __init__(self, path: Path, wanted: Wanted) -> None:
         # Pages are read one after another: a row group may be larger than the memory.
         self._file = pq.ParquetFile(path, pre_buffer=False, buffer_size=BLOCK)
@@ -313,8 +267,7 @@ class Parquet(_Table):
         for batch in self._file.iter_batches(CHUNK, row_groups=[*groups], columns=self._columns, use_threads=False):
             low, high = max(start - row, 0), min(stop - row, len(batch))
             if low < high:
-                columns = {name: batch[name].slice(low, high - low) for name in self._columns}
-                yield self._of(columns, np.arange(row + low, row + high), {})
+                yield self._of(batch.slice(low, high - low), np.arange(row + low, row + high), {})
             row += len(batch)
 
 
@@ -333,17 +286,15 @@ def _open(path: Path) -> IO[bytes]:
     return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
 
 
-def _row_starts(block: bytes) -> tuple[Array, int]:
-    """Where each row that isn't blank starts, and where the last line ends."""
+def _whole_rows(block: bytes) -> tuple[int, int]:
+    """How many rows that aren't blank end in a block, and where the last line does."""
     data = np.frombuffer(block, np.uint8)
     ends = np.flatnonzero(data == ord("\n"))
     if b'"' in block:  # an odd number of quotes before it: inside a quoted value
         ends = ends[np.searchsorted(np.flatnonzero(data == ord('"')), ends) % 2 == 0]
-    if not len(ends):
-        return ends, 0
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    blank = (ends == starts) | ((ends == starts + 1) & (data[starts] == ord("\r")))
-    return starts[~blank], int(ends[-1]) + 1
+    sizes = np.diff(ends, prepend=-1)
+    blank = (sizes == 1) | ((sizes == 2) & (data[ends - 1] == ord("\r")))
+    return len(ends) - int(blank.sum()), int(ends[-1]) + 1 if len(ends) else 0
 
 
 def _numbers(column: Any, feature: artifact.Feature) -> Array:
@@ -360,7 +311,7 @@ def _numbers(column: Any, feature: artifact.Feature) -> Array:
 
 def _codes(labels: Any, classes: list[str]) -> npt.NDArray[np.int64]:
     """Class indices of a pyarrow array: each a class's name or its number; nothing means unlabelled."""
-    encoded = labels.cast(pa.string()).dictionary_encode()
-    known = {str(i): i for i in range(len(classes))} | {name: i for i, name in enumerate(classes)} | {"": UNLABELLED}
-    lookup = np.array([*(known.get(name, UNKNOWN) for name in encoded.dictionary.to_pylist()), UNLABELLED])
-    return np.asarray(lookup[encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)])
+    names, numbers = [*classes, *map(str, range(len(classes))), "", None], range(len(classes))
+    places = pc.index_in(labels.cast(pa.string()), pa.array(names, pa.string())).fill_null(len(names))
+    codes = np.array([*numbers, *numbers, UNLABELLED, UNLABELLED, UNKNOWN])
+    return np.asarray(codes[places.to_numpy(zero_copy_only=False)])

@@ -11,17 +11,17 @@ OUTPUT/_work/                             records, locks and unfinished files un
 import contextlib
 import hashlib
 import os
-import platform
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 import numpy as np
-from inputs import Array, Chunk, InputError, Mark, Source, Wanted, expand, readable, source
+import pyarrow as pa
+from inputs import Array, Chunk, InputError, Mark, Wanted, expand, readable, source
 from modelkit import artifact, cpus, files
 from outputs import Writer, measures, picture
 
@@ -57,14 +57,6 @@ class Pin(msgspec.Struct, frozen=True):
     mtime_ns: int
     sha256: str
 
-    def check(self) -> None:
-        """Raises InputError when the file has changed since."""
-        with contextlib.suppress(FileNotFoundError):
-            now = Path(self.path).stat()
-            if (now.st_size, now.st_mtime_ns) == (self.size, self.mtime_ns):
-                return
-        raise InputError(f"{self.path} has changed since the job began: put it back, or give another --output")
-
 
 class Input(msgspec.Struct, frozen=True):
     """A file of rows, the file of its labels if there is one, and where its rows are."""
@@ -81,14 +73,10 @@ class Plan(msgspec.Struct, frozen=True):
     inputs: list[Input]
     shards: int
 
-    @property
-    def rows(self) -> int:
-        return sum(part.rows for part in self.inputs)
-
     def parts(self, shard: int) -> Iterator[tuple[Input, int, int, int]]:
         """Of a shard: input, the rows start to stop of it, and the number that its first row has in the output."""
-        low, high = self.rows * shard // self.shards, self.rows * (shard + 1) // self.shards
-        before = 0
+        rows, before = sum(part.rows for part in self.inputs), 0
+        low, high = rows * shard // self.shards, rows * (shard + 1) // self.shards
         for part in self.inputs:
             start, stop = max(low - before, 0), min(high - before, part.rows)
             if start < stop:
@@ -104,7 +92,6 @@ class Record(msgspec.Struct, frozen=True):
     counts: list[list[int]]
     began: float
     seconds: float
-    host: str
 
 
 class Job:
@@ -113,8 +100,8 @@ class Job:
     def __init__(self, output: Path, plan: Plan, model: artifact.Model) -> None:
         self.output, self.plan, self.model = output, plan, model
         self._wanted = Wanted(model.manifest.input, model.manifest.classes, plan.request.keep)
-        self._source: Source | None = None
-        self._kept: dict[str, Any] | None = None  # what the first input has of the columns to keep
+        self._source = source(Path(plan.inputs[0].file.path), self._wanted)
+        self._kept = self._source.kept  # the first input says of which types they are
 
     def over(self, shard: int) -> bool:
         """Whether a shard is done, or the whole job, whose records are gone then."""
@@ -146,52 +133,31 @@ class Job:
     def _file(self, shard: int, ending: str) -> Path:
         return self.output / WORK / f"{shard:05}.{ending}"
 
-    def _open(self, part: Input) -> Source:
-        """An input, open until another one is asked for: a .gz is then read on from where the shard before ended."""
-        if self._source is None or str(self._source.path) != part.file.path:
-            self._source = source(Path(part.file.path), self._wanted)
-            if self._kept is None:
-                self._kept = source(Path(self.plan.inputs[0].file.path), self._wanted).kept
-            if self._source.kept != self._kept:
-                raise InputError(f"{part.file.path}: {self._source.kept} to keep, but {self._kept} in the first input")
-        return self._source
-
-    def _chunks(self, shard: int) -> Iterator[Chunk]:
-        """The rows of a shard, numbered through all inputs."""
+    def _chunks(self, shard: int) -> Iterator[tuple[str, Chunk]]:
+        """The rows of a shard, numbered through all inputs, each chunk with its file."""
         for part, start, stop, before in self.plan.parts(shard):
-            with readable(Path(part.file.path)):
-                for chunk in self._open(part).read(start, stop, part.marks):
-                    yield chunk._replace(numbers=chunk.numbers + before)
+            path = Path(part.file.path)
+            if self._source.path != path:  # else a .gz is read on from where the shard before ended
+                self._source = source(path, self._wanted)
+            with readable(path):
+                for chunk in self._source.read(start, stop, part.marks):
+                    yield part.file.path, chunk._replace(numbers=chunk.numbers + before)
 
     def _score(self, shard: int, show: int) -> None:
         """Score a shard, and commit it by renaming: what it left out, itself, and then its record."""
-        began, told = time.time(), time.monotonic()
-        request, classes = self.plan.request, self._wanted.classes
+        began, request, classes = time.time(), self.plan.request, self._wanted.classes
         inputs = [part for part, *_ in self.plan.parts(shard)]
         _check(inputs)
         part, skipped = self._file(shard, "part"), self._file(shard, "skipped")
-        counts, bad = np.zeros((len(classes) + 1, len(classes)), np.int64), 0
+        counts = np.zeros((len(classes) + 1, len(classes)), np.int64)
         with part.open("wb") as file, skipped.open("wb") as left:
-            kept = self._open(self.plan.inputs[0]).kept
             try:
-                out = Writer(request.format, file, classes, request.probabilities, kept)
-            except ValueError as error:
-                raise InputError(f"{', '.join(kept)} can't be kept in {request.format}: {error}") from error
-            with contextlib.closing(out):
-                for chunk in self._chunks(shard):
-                    if chunk.bad and request.on_error == "fail":
-                        raise InputError(f"{chunk.bad[0]}; --on-error skip leaves such rows out")
-                    left.write(msgspec.json.Encoder().encode_lines(row._asdict() for row in chunk.bad))
-                    bad += len(chunk.bad)
-                    if len(chunk.rows):
-                        probabilities = self._probabilities(chunk.rows)
-                        best = probabilities.argmax(axis=1)
-                        out.write(chunk.numbers, best, probabilities, chunk.kept)
-                        _show(chunk.numbers, best, classes, show)
-                        np.add.at(counts, (chunk.labels, best), 1)  # UNLABELLED is the last
-                    if time.monotonic() - told > QUIET:
-                        told = time.monotonic()
-                        print(f"shard {shard}: {_pace(counts, began)}", flush=True)
+                with contextlib.closing(
+                    Writer(request.format, file, classes, request.probabilities, self._kept)
+                ) as out:
+                    bad = self._write(shard, out, left, counts, show)
+            except pa.ArrowException as error:
+                raise InputError(f"{', '.join(self._kept)} can't be kept in {request.format}: {error}") from error
             for written in (file, left):
                 written.flush()
                 os.fsync(written.fileno())
@@ -201,11 +167,33 @@ class Job:
             skipped.replace(self.output / f"_skipped-{name}.jsonl")
         part.replace(self.output / f"part-{name}.{request.format}")
         files.sync_folder(self.output)
-        record = Record(int(counts.sum()), bad, counts.tolist(), began, time.time() - began, platform.node())
+        record = Record(int(counts.sum()), bad, counts.tolist(), began, time.time() - began)
         files.write(self._file(shard, "json"), msgspec.json.encode(record))
         done = sum(self.over(other) for other in range(self.plan.shards))
         left_out = f", {bad} bad ones left out" if bad else ""
         print(f"shard {shard}: {_pace(counts, began)}{left_out}, {done} of {self.plan.shards} shards done", flush=True)
+
+    def _write(self, shard: int, out: Writer, left: IO[bytes], counts: Array, show: int) -> int:
+        """Write a shard's predictions and bad rows, and add to `counts`; how many rows are bad."""
+        began, bad = time.time(), 0
+        told = began
+        for path, chunk in self._chunks(shard):
+            if chunk.bad and self.plan.request.on_error == "fail":
+                row, reason = min(chunk.bad.items())
+                raise InputError(f"{path} row {row}: {reason}; --on-error skip leaves such rows out")
+            lines = [{"file": path, "row": row, "reason": reason} for row, reason in sorted(chunk.bad.items())]
+            left.write(msgspec.json.Encoder().encode_lines(lines))
+            bad += len(lines)
+            if len(chunk.rows):
+                probabilities = self._probabilities(chunk.rows)
+                best = probabilities.argmax(axis=1)
+                out.write(chunk.numbers, best, probabilities, chunk.kept)
+                _show(chunk.numbers, best, self._wanted.classes, show)
+                np.add.at(counts, (chunk.labels, best), 1)  # UNLABELLED is the last
+            if time.time() - told > QUIET:
+                told = time.time()
+                print(f"shard {shard}: {_pace(counts, began)}", flush=True)
+        return bad
 
     def _probabilities(self, rows: Array) -> Array:
         return np.concatenate([self.model.predict(rows[i : i + BATCH]) for i in range(0, len(rows), BATCH)])
@@ -242,22 +230,16 @@ def begin(output: Path, request: Request, digest: str | None, load: Load) -> Job
     """Take up the job in a folder, or plan it there; None when it is complete already.
 
     `load` gives the model of a digest, for None the current one. Raises JobError when the folder has another job's
-    output, InputError, OSError, LockError; without a plan then, no folder is left behind.
+    output, InputError, OSError, LockError.
     """
-    made = [folder for folder in (output, *output.parents) if not folder.exists()]
+    held = {path.name for path in output.glob("*")} - {".lock", WORK}
+    if held and PLAN not in held:
+        raise JobError(f"{output} holds something else ({min(held)}): give another --output")
     output.mkdir(parents=True, exist_ok=True)
     with files.locked(output / ".lock"):
-        try:
-            if (output / PLAN).exists():
-                return _resume(output, request, digest, load)
-            return _plan(output, request, load(digest))
-        except BaseException:
-            if not (output / PLAN).exists():
-                (output / ".lock").unlink()
-                with contextlib.suppress(OSError):  # it isn't empty
-                    for folder in made:
-                        folder.rmdir()
-            raise
+        if (output / PLAN).exists():
+            return _resume(output, request, digest, load)
+        return _plan(output, request, load(digest))
 
 
 def _resume(output: Path, request: Request, digest: str | None, load: Load) -> Job | None:
@@ -271,14 +253,14 @@ def _resume(output: Path, request: Request, digest: str | None, load: Load) -> J
         differs.append(f"version {plan.digest[:12]}, not {digest[:12]}")
     if differs:
         raise JobError(f"{output} is another job's ({'; '.join(differs)}): give another --output")
-    complete, planned = finished(output), {part.file.path for part in plan.inputs}
-    with contextlib.suppress(InputError) if complete else contextlib.nullcontext():  # those of a done job may go
-        if new := [str(path) for path in expand(request.inputs) if str(path) not in planned]:
-            raise JobError(f"{output} was begun without {new[0]}: give another --output, or move the file away")
-    _check(part for part in plan.inputs if not complete or Path(part.file.path).exists())
-    if complete:
+    _check(plan.inputs)
+    planned = {part.file.path for part in plan.inputs}
+    if new := [str(path) for path in expand(request.inputs) if str(path) not in planned]:
+        raise JobError(f"{output} was begun without {new[0]}: give another --output, or move the file away")
+    if finished(output):
         shutil.rmtree(output / WORK, ignore_errors=True)
-    return None if complete else Job(output, plan, load(plan.digest))
+        return None
+    return Job(output, plan, load(plan.digest))
 
 
 def summary(output: Path) -> str:
@@ -295,8 +277,6 @@ def summary(output: Path) -> str:
 
 
 def _plan(output: Path, request: Request, model: artifact.Model) -> Job:
-    if left := sorted(path.name for path in output.iterdir() if path.name not in (".lock", WORK)):
-        raise JobError(f"{output} holds something else ({left[0]}): give another --output")
     wanted = Wanted(model.manifest.input, model.manifest.classes, request.keep)
     with ThreadPoolExecutor(cpus()) as pool:  # digests, of several files at a time
         inputs = list(pool.map(lambda path: _input(path, wanted), expand(request.inputs)))
@@ -314,8 +294,6 @@ def _input(path: Path, wanted: Wanted) -> Input:
     file, opened = _pin(path), source(path, wanted)
     with readable(path):
         rows, marks = opened.survey()
-    file.check()
-    print(f"note      {opened.note}\n" if opened.note else "", end="", flush=True)
     return Input(file, _pin(opened.beside) if opened.beside else None, rows, marks)
 
 
@@ -325,9 +303,13 @@ def _pin(path: Path) -> Pin:
         return Pin(str(path), found.st_size, found.st_mtime_ns, hashlib.file_digest(file, "sha256").hexdigest())
 
 
-def _check(inputs: Iterable[Input]) -> None:
+def _check(inputs: list[Input]) -> None:
+    """Raises InputError when a file has changed since the job began."""
     for pin in (pin for part in inputs for pin in (part.file, part.labels) if pin):
-        pin.check()
+        with readable(Path(pin.path)):
+            now = Path(pin.path).stat()
+        if (now.st_size, now.st_mtime_ns) != (pin.size, pin.mtime_ns):
+            raise InputError(f"{pin.path} has changed since the job began: put it back, or give another --output")
 
 
 def _put(output: Path, name: str, data: bytes) -> None:

@@ -43,9 +43,8 @@ def main(argv: list[str] | None = None) -> int:
         if str(mnist) in inputs and not mnist.exists():
             raise InputError(f"the MNIST test set is not at {mnist}; get it with: nas data mnist")
         kept = store.Store(args.store, args.model)
-        request = job.Request(
-            args.model, inputs, args.format, args.probabilities, args.keep, args.on_error, args.shards
-        )
+        asked = vars(args) | {"inputs": inputs}
+        request = job.Request(**{name: asked[name] for name in job.Request.__struct_fields__})
         found = job.begin(args.output, request, args.digest, lambda digest: _load(kept, digest, args.wait))
         done = not found or _share(found, args, words)
         if HELPER not in os.environ:
@@ -54,9 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     except (InputError, job.JobError) as error:
         message, status = str(error), REFUSED
-    except (store.StoreError, artifact.ArtifactError, files.LockError) as error:
-        message = str(error)
-    except OSError as error:
+    except (store.StoreError, artifact.ArtifactError, files.LockError, OSError) as error:
         message = store.explain(error, args.output)
     print(f"error: {message}", file=sys.stderr)
     return status

@@ -1,9 +1,9 @@
 """The network, its distortions of images and its training. Apart from train.py, since torch takes seconds to import."""
 
-import contextlib
+import copy
+import itertools
 import math
 from argparse import Namespace
-from typing import Any
 
 import modelkit  # isort: skip - before torch: it settles the number of threads
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from modelkit import artifact
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.fusion import fuse_linear_bn_eval
 
 AVERAGE = 0.998  # decay of the moving average, each step
 WARM_UP = 0.1  # of all steps
@@ -34,22 +35,6 @@ class Network(nn.Sequential):
             width = args.units
         super().__init__(*layers, nn.Linear(width, classes))
         self.shapes = [(m.in_features, m.out_features) for m in self if isinstance(m, nn.Linear)]
-
-
-def folded(network: Network, tensors: dict[str, Tensor]) -> list[artifact.Layer]:
-    """(weights [in, out], bias [out]) of each layer, with `tensors` for the network's own; normalisation folded in."""
-    layers = []
-    for index, module in enumerate(network):
-        if isinstance(module, nn.Linear):
-            weight = tensors[f"{index}.weight"].double()
-            bias = tensors[f"{index}.bias"].double() if f"{index}.bias" in tensors else torch.zeros(len(weight))
-            after = f"{index + 1}."
-            if f"{after}running_var" in tensors:
-                mean, variance = tensors[f"{after}running_mean"].double(), tensors[f"{after}running_var"].double()
-                gain = tensors[f"{after}weight"].double() / (variance + nn.BatchNorm1d(1).eps).sqrt()
-                weight, bias = weight * gain[:, None], tensors[f"{after}bias"].double() - mean * gain
-            layers.append((weight.T.cpu().numpy(), bias.cpu().numpy()))
-    return layers
 
 
 def basis(height: int, width: int) -> Tensor:
@@ -92,17 +77,13 @@ class Training:
         self.labels = torch.from_numpy(labels).to(device)
         self.maps = basis(*self.size).to(device)[: None if args.augmentation == "elastic" else 3]
         self.network = Network(args, math.prod(self.size), classes).to(device)
-        self.average = {k: v.clone() for k, v in self._tensors().items()}
+        self.averaged = copy.deepcopy(self.network)
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True
         )
         self.step, self.steps = 0, args.epochs * (len(images) // args.batch_size)
         # bfloat16 has float32's range, so that no loss needs scaling; on CPUs it gains nothing for such networks.
-        on_cuda = device.type == "cuda"
-        self.precision: Any = torch.autocast("cuda", torch.bfloat16) if on_cuda else contextlib.nullcontext()
-
-    def _tensors(self) -> dict[str, Tensor]:
-        return {k: v for k, v in self.network.state_dict().items() if v.is_floating_point()}
+        self.precision = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
     def _rate(self) -> float:
         """The learning rate of this step: up in a line, then down in another."""
@@ -123,7 +104,8 @@ class Training:
     def epoch(self) -> float:
         """Train one epoch; the mean cross-entropy of its steps."""
         self.network.train()
-        values, averages = list(self._tensors().values()), list(self.average.values())
+        states = [network.state_dict().values() for network in (self.network, self.averaged)]
+        values, averages = ([tensor for tensor in state if tensor.is_floating_point()] for state in states)
         total = torch.zeros((), device=self.images.device)
         count = len(self.images) // self.args.batch_size
         order = torch.randperm(len(self.images))[: count * self.args.batch_size].to(self.images.device)
@@ -166,23 +148,26 @@ class Training:
                     module.weight.copy_((variance + module.eps).sqrt())
                     module.bias.copy_(mean + torch.from_numpy(layer[1].copy()).to(mean.device))
             values = module(values)
-        self.average = {k: v.clone() for k, v in self._tensors().items()}
+        self.averaged.load_state_dict(self.network.state_dict())
 
     def onnx(self, contract: artifact.Input, classes: list[str]) -> bytes:
-        """The averaged network, with preprocessing inside."""
-        layers, scale = folded(self.network, self.average), np.full(1, 1 / self.deviation)
-        return artifact.mlp(layers, self.args.activation, contract, classes, np.full(1, self.mean), scale)
+        """The averaged network, with preprocessing inside and normalisation folded into its layers."""
+        layers = []
+        for module, after in itertools.pairwise([*copy.deepcopy(self.averaged).cpu().double().eval(), None]):
+            if isinstance(module, nn.Linear):
+                linear = fuse_linear_bn_eval(module, after) if isinstance(after, nn.BatchNorm1d) else module
+                layers.append((linear.weight.detach().T.numpy(), linear.bias.detach().numpy()))
+        mean, scale = np.full(1, self.mean), np.full(1, 1 / self.deviation)
+        return artifact.mlp(layers, self.args.activation, contract, classes, mean, scale)
 
     def _all(self) -> list[Tensor]:
         moments = (tensor for entry in self.optimizer.state.values() for tensor in entry.values())
-        return [*self.network.state_dict().values(), *self.average.values(), *moments]
+        return [*self.network.state_dict().values(), *self.averaged.state_dict().values(), *moments]
 
     def state(self) -> dict[str, artifact.Array]:
-        """All that the next epoch depends on."""
+        """All that the next epoch depends on; on CUDA but for the device's own random numbers."""
         state = {str(number): tensor for number, tensor in enumerate(self._all())}
         state |= {"random": torch.get_rng_state(), "step": torch.tensor(self.step)}
-        if self.images.is_cuda:
-            state["random.cuda"] = torch.cuda.get_rng_state()
         return {name: tensor.cpu().numpy() for name, tensor in state.items()}
 
     def restore(self, state: dict[str, artifact.Array]) -> None:
@@ -191,6 +176,4 @@ class Training:
         for number, tensor in enumerate(self._all()):
             tensor.copy_(saved[str(number)])
         torch.set_rng_state(saved["random"])
-        if self.images.is_cuda and "random.cuda" in saved:
-            torch.cuda.set_rng_state(saved["random.cuda"])
         self.step = int(saved["step"])

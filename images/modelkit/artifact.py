@@ -5,6 +5,7 @@ cap, and a digest checked on the very bytes the session is built from.
 """
 
 # ruff: noqa: A002 - `input` is the manifest's word
+import contextlib
 import functools
 import hashlib
 import importlib.util
@@ -25,6 +26,7 @@ MODEL_FILE, MANIFEST_FILE = "model.onnx", "manifest.json"
 EVALUATION_FILE = "evaluation.json"  # in a trial's folder, beside them
 SCHEMA_VERSION = 1
 SIZE_CAP = 256 * 2**20  # bytes
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 OPERATORS = {"Cast", "Gather", "Equal", "Concat", "Sub", "Mul", "Gemm", "Relu", "Tanh", "Sigmoid", "Softmax"}
 ACTIVATIONS = {"relu": "Relu", "tanh": "Tanh", "logistic": "Sigmoid", "identity": None}
 CONTRACT = "nas.contract"  # a metadata key of model.onnx
@@ -50,17 +52,17 @@ class Feature(msgspec.Struct, frozen=True, omit_defaults=True):
 
     def number(self, cell: object) -> float:
         """A cell as the model takes it: a finite float32 or a category's index. Raises ValueError."""
-        if self.values is not None:
-            if str(cell) not in self.values:
-                raise ValueError(f"{self.name} is {str(cell)[:40]!r}, expected one of {', '.join(self.values)}")
-            return float(self.values.index(str(cell)))
-        try:
-            number = float(str(cell))
-        except ValueError:
-            number = float("nan")
-        if not abs(number) <= float(np.finfo(np.float32).max):
-            raise ValueError(f"{self.name} is {str(cell)[:40]!r}, expected a finite number")
-        return number
+        with contextlib.suppress(ValueError):
+            if self.values is not None:
+                return float(self.values.index(str(cell)))
+            if abs(number := float(str(cell))) <= FLOAT32_MAX:
+                return number
+        raise ValueError(self.refusal(cell))
+
+    def refusal(self, cell: object) -> str:
+        """What to tell of a cell that the model can't take."""
+        expected = "a finite number" if self.values is None else f"one of {', '.join(self.values)}"
+        return f"{self.name} is {str(cell)[:40]!r}, expected {expected}"
 
 
 class Input(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -136,8 +138,7 @@ class Outcomes(msgspec.Struct, frozen=True):
             raise ArtifactError(f"outcomes on {self.rows} and on {other.rows} rows can't be compared")
         mine, theirs = self._bits(), other._bits()
         won, lost = int((mine & ~theirs).sum()), int((theirs & ~mine).sum())
-        apart, tail = won + lost, 0
-        ways = math.comb(apart, won)
+        apart, tail, ways = won + lost, 0, math.comb(won + lost, won)
         for wins in range(won, apart + 1):
             tail += ways
             ways = ways * (apart - wins) // (wins + 1)
@@ -388,14 +389,12 @@ def load(folder: Path, expected: str | None = None, threads: int = 1) -> Model:
 
 
 def _manifest(folder: Path, actual: str) -> Manifest:
-    problem = "is missing"
+    problem = ""
     for path in (folder / MANIFEST_FILE, folder / _NEXT):
         try:
             manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
-        except FileNotFoundError:
-            continue
         except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-            problem = f"is damaged: {error}"
+            problem = problem or f"is missing or damaged: {error}"
             continue
         if manifest.schema_version > SCHEMA_VERSION:
             raise ArtifactError(f"{path} is of a newer version ({manifest.schema_version}): upgrade this image")
@@ -433,10 +432,8 @@ def _check(path: Path, data: bytes, manifest: Manifest) -> None:
 @functools.cache
 def _messages() -> Any:
     """ONNX's protobuf messages alone: `import onnx` would be a third of a server's cold start."""
-    package = importlib.util.find_spec("onnx")
-    assert package
-    assert package.origin
-    loader = SourceFileLoader("onnx.onnx_ml_pb2", str(Path(package.origin).with_name("onnx_ml_pb2.py")))
+    folder = Path(str(importlib.util.find_spec("onnx").origin)).parent  # type: ignore[union-attr]
+    loader = SourceFileLoader("onnx.onnx_ml_pb2", str(folder / "onnx_ml_pb2.py"))
     module = types.ModuleType(loader.name)
     loader.exec_module(module)
     return module

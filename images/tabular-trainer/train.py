@@ -54,10 +54,8 @@ class Table(NamedTuple):
 
 def read_iris() -> Table:
     """scikit-learn's copy, without importing it."""
-    spec = importlib.util.find_spec("sklearn")
-    assert spec
-    assert spec.origin
-    cells = np.loadtxt(Path(spec.origin).parent / "datasets/data/iris.csv", delimiter=",", skiprows=1)
+    folder = Path(str(importlib.util.find_spec("sklearn").origin)).parent  # type: ignore[union-attr]
+    cells = np.loadtxt(folder / "datasets/data/iris.csv", delimiter=",", skiprows=1)
     names = ["sepal_length", "sepal_width", "petal_length", "petal_width"]
     features = [artifact.Feature(name, 0, 0) for name in names]
     classes = ["setosa", "versicolor", "virginica"]
@@ -105,36 +103,27 @@ def stratified(labels: artifact.Array, parts: int, seed: int = SPLIT_SEED) -> li
 
 def split(table: Table) -> trial.Data:
     """The table with its test set apart: cross-validation of few rows, one hold-out of many."""
-    if len(table.rows) < MANY:
-        test = stratified(table.labels, PARTS)[0]
-    else:
-        test = trial.held_out(table.rows, table.labels, PARTS)
+    few = len(table.rows) < MANY
+    test = stratified(table.labels, PARTS)[0] if few else trial.held_out(table.rows, table.labels, PARTS)
     train = np.setdiff1d(np.arange(len(table.rows)), test)
     rows, labels = table.rows[train], table.labels[train]
-    held = stratified(labels, PARTS) if len(table.rows) < MANY else [trial.held_out(rows, labels, PARTS, 1)]
+    held = stratified(labels, PARTS) if few else [trial.held_out(rows, labels, PARTS, 1)]
     return trial.Data(rows, labels, held, (table.rows[test], table.labels[test]))
 
 
 class Learner:
-    """One MLPClassifier on `rows` [N, features] and `labels` [N]; an epoch at a time."""
+    """One MLPClassifier on the rows of a table; an epoch at a time."""
 
-    def __init__(
-        self,
-        args: Namespace,
-        contract: artifact.Input,
-        classes: list[str],
-        rows: artifact.Array,
-        labels: artifact.Array,
-    ) -> None:
+    def __init__(self, args: Namespace, contract: artifact.Input, table: Table) -> None:
         import sklearn  # takes a second to import: not for a digest of the data
         from sklearn.neural_network import MLPClassifier
 
         sklearn.set_config(assume_finite=True, skip_parameter_validation=True)  # the checks outlast the training
-        self.contract, self.classes, self.seed = contract, classes, args.seed
-        wide = artifact.widened(rows, contract).astype(np.float64)
+        self.contract, self.classes, self.labels, self.seed = contract, table.classes, table.labels, args.seed
+        wide = artifact.widened(table.rows, contract).astype(np.float64)
         self.offset = wide.mean(axis=0)
-        self.whitening = _whitening(wide, labels)
-        self.rows, self.labels = (wide - self.offset) @ self.whitening, labels
+        self.whitening = _whitening(wide, table.labels)
+        self.rows = (wide - self.offset) @ self.whitening
         self.network = MLPClassifier(
             hidden_layer_sizes=(args.units,) * args.layers,
             activation=args.activation,
@@ -145,7 +134,7 @@ class Learner:
             random_state=args.seed,
         )
         self.average: list[artifact.Array] = []
-        self.passes = -(-STEPS * args.batch_size // len(rows))
+        self.passes = -(-STEPS * args.batch_size // len(wide))
         self.done = 0  # epochs
 
     def epoch(self) -> None:
@@ -246,7 +235,7 @@ def main() -> None:
     with trial.Trial(args, model=path.stem, input=contract, classes=classes, data=data) as run:
         everything = np.arange(len(data.rows))
         shares = [np.delete(everything, fold) for fold in data.held] + [everything] * (data.estimator == "cv")
-        learners = [Learner(args, contract, classes, data.rows[share], data.labels[share]) for share in shares]
+        learners = [Learner(args, contract, table._replace(rows=data.rows[s], labels=data.labels[s])) for s in shares]
         widths = [learners[0].rows.shape[1], *[args.units] * args.layers, len(classes)]
         if any(start := run.warm_start(list(itertools.pairwise(widths)))):
             for learner in learners:

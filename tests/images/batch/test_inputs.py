@@ -102,14 +102,12 @@ def test_an_idx_file_is_read_from_any_row(tmp_path: Path, pack: Callable[[bytes]
     assert [row.index(255) for row in rows] == found == digits[11:29]
 
 
-def test_images_are_taken_from_a_column_of_lists(tmp_path: Path) -> None:
-    pixels = np.arange(5 * 784).astype(np.uint8).reshape(5, 784)
-    pq.write_table(pa.table({"input": list(pixels)}), tmp_path / "a.parquet")
-    (chunk,) = read(tmp_path / "a.parquet", MNIST, 1, 4)
-    assert (chunk.rows == pixels[1:4]).all()
-    pq.write_table(pa.table({"input": [pixels[0], pixels[1, :9]]}), tmp_path / "short.parquet")
-    with pytest.raises(inputs.InputError, match="expected lists of 784 uint8"):
-        read(tmp_path / "short.parquet", MNIST)
+def test_a_table_for_a_model_of_images_is_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"input": [[0] * 784]}), tmp_path / "a.parquet")
+    with pytest.raises(
+        inputs.InputError, match=r"the model wants idx or \.npy files of images, got the header 'input'"
+    ):
+        read(tmp_path / "a.parquet", MNIST)
 
 
 BAD = {
@@ -122,7 +120,7 @@ BAD = {
 }
 
 
-def test_each_bad_row_of_a_csv_file_is_told_with_its_line_and_reason(tmp_path: Path) -> None:
+def test_each_bad_row_of_a_csv_file_is_told_with_its_reason(tmp_path: Path) -> None:
     rows = [BAD[i][0] if i in BAD else f'{i},1,1,1,"a\n{i}"' for i in range(10)]
     path = tmp_path / "bad.csv"
     path.write_text("\n".join([f"{','.join(NAMES)},id", *rows, ""]))
@@ -130,11 +128,7 @@ def test_each_bad_row_of_a_csv_file_is_told_with_its_line_and_reason(tmp_path: P
     assert chunk.numbers.tolist() == [0, 2, 6, 9]
     assert chunk.rows[:, 0].tolist() == [0, 2, 6, 9]
     assert chunk.kept["id"].to_pylist() == [f"a\n{i}" for i in (0, 2, 6, 9)]
-    assert [(bad.row, bad.reason) for bad in chunk.bad] == [(i, reason) for i, (_, reason) in BAD.items()]
-    lines = path.read_text().split("\n")
-    for bad in chunk.bad:
-        assert bad.line is not None
-        assert lines[bad.line - 1] == BAD[bad.row][0]
+    assert chunk.bad == {i: reason for i, (_, reason) in BAD.items()}
 
 
 def test_a_category_of_a_csv_file_becomes_its_number_and_an_unknown_one_a_bad_row(tmp_path: Path) -> None:
@@ -143,7 +137,7 @@ def test_a_category_of_a_csv_file_becomes_its_number_and_an_unknown_one_a_bad_ro
     (tmp_path / "a.csv").write_text("colour,size\nblue,3\ngreen,1\nred,0.5\n")
     (chunk,) = read(tmp_path / "a.csv", wanted)
     assert chunk.rows.tolist() == [[1, 3], [0, 0.5]]
-    assert [(bad.row, bad.reason) for bad in chunk.bad] == [(1, "colour is 'green', expected one of red, blue")]
+    assert chunk.bad == {1: "colour is 'green', expected one of red, blue"}
 
 
 def test_categories_that_look_like_numbers_are_found_by_name_in_every_chunk(tmp_path: Path) -> None:
@@ -156,26 +150,21 @@ def test_categories_that_look_like_numbers_are_found_by_name_in_every_chunk(tmp_
         pq.write_table(pa.table({"floor": floors, "size": [1.0, 1.0, 1.0]}), tmp_path / "a.parquet")
         (chunk,) = read(tmp_path / "a.parquet", wanted)
         assert chunk.rows.tolist() == [[1, 1], [2, 1]]
-        assert [(bad.row, bad.reason) for bad in chunk.bad] == [(2, "floor is '0', expected one of 1, 2, 3")]
+        assert chunk.bad == {2: "floor is '0', expected one of 1, 2, 3"}
 
 
-def test_an_array_holds_categories_by_their_places_and_says_so(tmp_path: Path) -> None:
+def test_an_array_for_a_model_with_categories_is_refused(tmp_path: Path) -> None:
     features = [artifact.Feature("floor", 0, 2, ["1", "2", "3"]), artifact.Feature("size", 0, 9)]
     wanted = inputs.Wanted(artifact.Input(dtype="float32", shape=[2], features=features), ["no", "yes"], [])
-    np.save(tmp_path / "a.npy", np.array([[2, 1], [3, 1], [0.5, 1], [0, 1]]))
-    (chunk,) = read(tmp_path / "a.npy", wanted)
-    assert chunk.rows.tolist() == [[2, 1], [0, 1]]
-    assert [(bad.row, bad.reason) for bad in chunk.bad] == [
-        (1, "floor is '3.0', expected one of 0 (1), 1 (2), 2 (3)"),
-        (2, "floor is '0.5', expected one of 0 (1), 1 (2), 2 (3)"),
-    ]
-    assert inputs.source(tmp_path / "a.npy", wanted).note.endswith("by their places: floor 0 (1), 1 (2), 2 (3)")
+    np.save(tmp_path / "a.npy", np.array([[2, 1], [0, 1]]))
+    with pytest.raises(inputs.InputError, match="nor names of categories: give CSV or Parquet"):
+        read(tmp_path / "a.npy", wanted)
 
 
 def test_a_row_that_is_not_utf_8_is_bad_where_its_text_is_used(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(f"{','.join(NAMES)},id,more\n1,1,1,1,\xe9,\n1,1,1,1,e,\xe9\n".encode("latin-1"))
     (chunk,) = read(tmp_path / "a.csv", IRIS)
-    assert [(bad.row, bad.reason) for bad in chunk.bad] == [(0, "id is not UTF-8, or holds U+FFFD")]
+    assert chunk.bad == {0: "id is not UTF-8, or holds U+FFFD"}
 
 
 def test_bad_values_and_labels_of_a_parquet_file_are_told(tmp_path: Path) -> None:
@@ -187,17 +176,17 @@ def test_bad_values_and_labels_of_a_parquet_file_are_told(tmp_path: Path) -> Non
     assert chunk.numbers.tolist() == [0, 4]
     assert chunk.kept["id"].to_pylist() == [10, 14]
     assert chunk.labels.tolist() == [0, 2]
-    assert [(bad.row, bad.reason.split(",")[0]) for bad in chunk.bad] == [
-        (1, "sepal_width is 'None'"),
-        (2, "label 'rose' is none of the model's (setosa"),
-        (3, "sepal_width is 'inf'"),
-    ]
+    assert {row: reason.split(",")[0] for row, reason in chunk.bad.items()} == {
+        1: "sepal_width is 'None'",
+        2: "label 'rose' is none of the model's (setosa",
+        3: "sepal_width is 'inf'",
+    }
 
 
 def test_values_of_an_array_that_are_not_finite_are_bad(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.array([[1, 1, 1, 1], [1, np.nan, 1, 1], [1, 1, 1, 1e39]]))
     (chunk,) = read(tmp_path / "a.npy", IRIS._replace(keep=[]))
-    assert (chunk.numbers.tolist(), [bad.row for bad in chunk.bad]) == ([0], [1, 2])
+    assert (chunk.numbers.tolist(), [*chunk.bad]) == ([0], [1, 2])
 
 
 def test_rows_without_a_label_are_scored_and_not_compared(tmp_path: Path) -> None:
@@ -209,8 +198,8 @@ def test_rows_without_a_label_are_scored_and_not_compared(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        (f'{",".join(NAMES)},id\n1,1,1,1,"never closed\n1,1,1,1,b\n', "line 2: a quote that is never closed"),
-        (f"{','.join(NAMES)},id\n1,1,1,1,a\r1,1,1,1,b\n", "a quote within a value, or a line end that isn't"),
+        (f'{",".join(NAMES)},id\n1,1,1,1,"never closed\n1,1,1,1,b\n', "after row 0: a quote that is never closed"),
+        (f"{','.join(NAMES)},id\n1,1,1,1,a\r1,1,1,1,b\n", "a quote within a value, or a line end other than"),
         (f"{','.join(NAMES)},id,id\n1,1,1,1,a,b\n", "has the column 'id' twice"),
     ],
 )
@@ -223,11 +212,10 @@ def test_a_csv_file_that_can_not_be_cut_into_rows_is_refused(tmp_path: Path, tex
 def test_globs_name_files_in_order_and_each_once(tmp_path: Path) -> None:
     for name in ("b.csv", "a.csv", "[1].csv"):
         (tmp_path / name).touch()
-    found = inputs.expand([str(tmp_path / "[1].csv"), str(tmp_path / "?.csv")])
+    found = inputs.expand([str(tmp_path / name) for name in ("[1].csv", "?.csv", "b.csv")])
     assert [path.name for path in found] == ["[1].csv", "a.csv", "b.csv"]
-    for patterns, reason in ((["*.txt"], "no such file"), (["a.csv", "*.csv"], "a.csv is named twice")):
-        with pytest.raises(inputs.InputError, match=reason):
-            inputs.expand([str(tmp_path / pattern) for pattern in patterns])
+    with pytest.raises(inputs.InputError, match="no such file"):
+        inputs.expand([str(tmp_path / "*.txt")])
 
 
 def test_text_of_a_parquet_file_is_read_as_that_of_a_csv_file(tmp_path: Path) -> None:
@@ -235,7 +223,7 @@ def test_text_of_a_parquet_file_is_read_as_that_of_a_csv_file(tmp_path: Path) ->
     pq.write_table(pa.table(table), tmp_path / "a.parquet")
     (chunk,) = read(tmp_path / "a.parquet", IRIS)
     assert chunk.rows[:, 1].tolist() == [1.5, 2]
-    assert [(bad.row, bad.reason) for bad in chunk.bad] == [(2, "sepal_width is 'two', expected a finite number")]
+    assert chunk.bad == {2: "sepal_width is 'two', expected a finite number"}
 
 
 def test_an_array_in_column_order_or_of_objects_is_refused(tmp_path: Path) -> None:

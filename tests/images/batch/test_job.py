@@ -92,26 +92,14 @@ def test_a_job_killed_at_any_change_on_the_disk_ends_with_the_same_bytes(
     assert not killed(words, 1000)
 
 
-def test_a_job_that_fails_before_its_plan_leaves_no_folder(
-    place: Path, arguments: Arguments, capsys: pytest.CaptureFixture[str]
+def test_a_job_that_failed_before_its_plan_can_be_begun_in_the_same_folder(
+    place: Path, source: Path, arguments: Arguments, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (place / "cut").write_bytes(images([1, 2])[:20])
-    (place / "rows.csv").write_text("a,b\n1,2\n")
-    for words in (
-        arguments("mnist", "--input", place / "gone"),
-        arguments("iris", "--input", place / "rows.csv"),
-        arguments("rose", "--input", place / "cut"),
-        arguments("mnist", "--input", place / "cut", "--digest", "feed"),
-    ):
-        words[words.index("--output") + 1] = str(place / "new" / "folder")
-        assert score.main(words) != 0
-        assert capsys.readouterr().err.startswith("error: ")
-        assert not (place / "new").exists()
-    kept = place / "kept"
-    kept.mkdir()
-    words[words.index("--output") + 1] = str(kept)
-    assert score.main(words) != 0
-    assert list(kept.iterdir()) == []
+    assert score.main(arguments("mnist", "--input", place / "gone")) == score.REFUSED
+    assert score.main(arguments("rose", "--input", source)) == 1
+    assert capsys.readouterr().err.count("error: ") == 2
+    assert score.main(arguments("mnist", "--input", source)) == 0
+    assert predicted(place / "out") == DIGITS
 
 
 def test_a_finished_job_is_left_as_it_is(

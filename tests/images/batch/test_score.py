@@ -119,22 +119,26 @@ def test_bad_rows_are_left_out_and_told_when_asked_for(
     assert rows(place) == [(0, 0, "setosa"), (2, 2, "virginica"), (3, 0, "setosa"), (5, 2, "virginica")]
     told = [json.loads(line) for line in (place / "out" / "_skipped-00000-of-00001.jsonl").read_text().splitlines()]
     assert told == [
-        {"file": str(place / "a.csv"), "row": 1, "line": 3, "reason": "petal_width is 'x', expected a finite number"},
-        {"file": str(place / "b.csv"), "row": 1, "line": 3, "reason": "3 columns, the header has 5"},
+        {"file": str(place / "a.csv"), "row": 1, "reason": "petal_width is 'x', expected a finite number"},
+        {"file": str(place / "b.csv"), "row": 1, "reason": "3 columns, the header has 5"},
     ]
     assert success(place)["skipped"] == 2
     assert "left out  2 bad rows" in capsys.readouterr().out
 
 
-def test_a_kept_column_has_one_type_in_all_inputs(
+def test_a_kept_column_has_the_type_of_the_first_input(
     place: Path, arguments: Arguments, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = ["sepal_length", "sepal_width", "petal_length", "petal_width"]
-    for file, value in (("a", 1), ("b", "one")):
+    for file, value in (("a", "one"), ("b", 2)):
         table = pa.table({name: [1.0] for name in names} | {"id": [value]})
         pq.write_table(table, place / f"{file}.parquet")
-    assert score.main(arguments("iris", "--input", place / "?.parquet", "--keep", "id")) == score.REFUSED
-    assert "b.parquet: {'id': DataType(string)} to keep, but {'id': DataType(int64)}" in capsys.readouterr().err
+    words = arguments("iris", "--keep", "id", "--input")
+    assert score.main([*words, str(place / "?.parquet")]) == 0
+    assert pq.read_table(place / "out")["id"].to_pylist() == ["one", "2"]
+    shutil.rmtree(place / "out")
+    assert score.main([*words, str(place / "b.parquet"), str(place / "a.parquet")]) == score.REFUSED
+    assert "id can't be kept in parquet: Failed to parse string: 'one' as a scalar" in capsys.readouterr().err
 
 
 def test_a_list_can_be_kept_where_the_format_has_lists(
@@ -207,8 +211,13 @@ REFUSALS: list[tuple[str, str, bytes, str]] = [
         b"a,b\n1,2\n",
         "table.csv: the model wants idx or .npy files of images, got the header 'a,b'",
     ),
-    ("mnist", "picture.png", b"\x89PNG1234", "picture.png is no idx file of bytes, nor named .npy, .csv or .parquet"),
-    ("mnist", "empty", b"", "empty is no idx file of bytes"),
+    (
+        "mnist",
+        "picture.png",
+        b"\x89PNG1234",
+        "picture.png can't be read: it doesn't begin as an idx file of bytes",
+    ),
+    ("mnist", "empty", b"", "empty can't be read: it doesn't begin as an idx file of bytes"),
     ("mnist", "cut.npy", b"\x93NUMPY\x01\0", "cut.npy can't be read: "),
     ("iris", "no.parquet", b"PAR1", "no.parquet can't be read: "),
     ("iris", "other.csv", b"a,b\n1,2\n", "the columns sepal_length, sepal_width, petal_length, petal_width are needed"),
@@ -218,28 +227,28 @@ REFUSALS: list[tuple[str, str, bytes, str]] = [
         "iris",
         "word.csv",
         f"{HEADER}\n{FLOWERS[0]}\n\nx,b,1,1,1\n".encode(),
-        "word.csv line 4: petal_width is 'x', expected a finite",
+        "word.csv row 1: petal_width is 'x', expected a finite",
     ),
     (
         "iris",
         "nan.csv",
         f"{HEADER}\n0.2,a,nan,3,1\n".encode(),
-        "nan.csv line 2: sepal_length is 'nan', expected a finite",
+        "nan.csv row 0: sepal_length is 'nan', expected a finite",
     ),
     (
         "iris",
         "huge.csv",
         f"{HEADER}\n0.2,a,1e39,3,1\n".encode(),
-        "huge.csv line 2: sepal_length is '1e39', expected a finite",
+        "huge.csv row 0: sepal_length is '1e39', expected a finite",
     ),
-    ("iris", "short.csv", f"{HEADER}\n0.2,a,1\n".encode(), "short.csv line 2: 3 columns, the header has 5"),
-    ("iris", "bytes.csv", f"{HEADER}\n".encode() + b"\xff\xfe", "bytes.csv line 2: 1 columns, the header has 5"),
-    ("iris", "return.csv", f"{HEADER}\n{FLOWERS[0]}\r1,2\r3\n".encode(), "return.csv after line 2: a quote within"),
+    ("iris", "short.csv", f"{HEADER}\n0.2,a,1\n".encode(), "short.csv row 0: 3 columns, the header has 5"),
+    ("iris", "bytes.csv", f"{HEADER}\n".encode() + b"\xff\xfe", "bytes.csv row 0: 1 columns, the header has 5"),
+    ("iris", "return.csv", f"{HEADER}\n{FLOWERS[0]}\r1,2\r3\n".encode(), "return.csv after row 0: a quote within"),
     (
         "iris",
         "quote.csv",
         f'{HEADER}\n0.2,5" a,1,1,1\n0.2,6" a,1,1,1\n'.encode(),
-        "quote.csv after line 2: a quote within",
+        "quote.csv after row 0: a quote within",
     ),
     ("iris", "label.csv", f"{HEADER},label\n{FLOWERS[0]},rose\n".encode(), "label 'rose' is none of the model's"),
 ]

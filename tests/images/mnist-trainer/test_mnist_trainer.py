@@ -103,8 +103,7 @@ def test_the_file_computes_what_the_averaged_network_computes(
     args = trainer.arguments([*words.split(), f"--activation={activation}"])
     training = network.Training(args, images, labels, 10)
     training.epoch()
-    averaged = network.Network(args, 784, 10).eval()
-    averaged.load_state_dict(training.average, strict=False)
+    averaged = training.averaged.eval()
     rows = images[:100].reshape(100, -1)
     with torch.no_grad():
         standardised = (torch.from_numpy(rows.astype(np.float32)) - training.mean) / training.deviation

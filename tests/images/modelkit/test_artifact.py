@@ -68,7 +68,7 @@ def test_a_flipped_bit_is_refused(trial_folder: Folder) -> None:
         (b"{}", "damaged"),
         (b'\xff\xfe{"', "damaged"),
         (b'{"model": 3}', "damaged"),
-        (None, "is missing"),
+        (None, "is missing or damaged"),
     ],
 )
 def test_a_broken_manifest_is_refused(trial_folder: Folder, text: bytes | None, message: str) -> None:
