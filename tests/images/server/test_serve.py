@@ -214,7 +214,7 @@ def test_a_worker_that_dies_ends_all_so_that_they_are_started_anew(tmp_path: Pat
         os.kill(workers[0], signal.SIGKILL)
         assert parent.wait(timeout=20) == 1
         assert parent.stderr
-        assert "a worker ended with status -9" in parent.stderr.readline()
+        assert "a worker ended with status -9" in parent.stderr.read()
         assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
 
 
