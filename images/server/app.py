@@ -93,7 +93,7 @@ def create_app(live: Live) -> FastAPI:
         """Requests, times, rows, what was turned away, and which version answers, for Prometheus."""
         from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-        shown = generate_latest(Exposition(live.counts, live))  # it asks for collect() alone
+        shown = generate_latest(Exposition(live))  # it asks for collect() alone
         return Response(shown, media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/", include_in_schema=False)
