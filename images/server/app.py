@@ -43,6 +43,8 @@ def create_app(live: Live) -> FastAPI:
     app = FastAPI(title=f"nas: {name}", version=v2.VERSION, docs_url=None, redoc_url=None, responses=PROBLEMS)
     app.include_router(v2.router(live))
     app.mount("/static", StaticFiles(directory=STATIC))
+    app.add_route("/", lambda _: FileResponse(STATIC / "index.html"))
+    app.add_route("/docs", lambda _: FileResponse(STATIC / "docs.html"))
 
     @app.post("/predict/", include_in_schema=False)
     @app.post("/predict")
@@ -95,14 +97,6 @@ def create_app(live: Live) -> FastAPI:
 
         shown = generate_latest(Exposition(live))  # it asks for collect() alone
         return Response(shown, media_type=CONTENT_TYPE_LATEST)
-
-    @app.get("/", include_in_schema=False)
-    async def page() -> FileResponse:
-        return FileResponse(STATIC / "index.html")
-
-    @app.get("/docs", include_in_schema=False)
-    async def docs() -> FileResponse:
-        return FileResponse(STATIC / "docs.html")
 
     @app.exception_handler(HTTPException)
     async def elsewhere(request: Request, error: HTTPException) -> Response:

@@ -30,10 +30,11 @@ class Connection(asyncio.Protocol):
         self._waiting: deque[Request] = deque()  # pipelined behind the one that a task answers
         self._task: asyncio.Task[None] | None = None
         self._refusal: Refusal | None = None  # the last answer, after those that wait
-        self._begun = self._stuck = self._ending = False  # a request; the client doesn't read; no further request
+        self._begun = self._ending = False  # a request; no further one
         self._head = self._answered = 0  # bytes of an unfinished head or trailer; answers
         self._body = bytearray()
-        self._since: float | None = self._loop.time()  # since when the client owes us a request, or reading an answer
+        self._since: float | None = self._loop.time()  # since when the client owes us a request
+        self._stuck: float | None = None  # since when it doesn't read
 
     def connection_made(self, transport: Any) -> None:
         self._transport: asyncio.Transport = transport
@@ -64,9 +65,7 @@ class Connection(asyncio.Protocol):
             self._refuse("malformed", Refusal(431, f"at most {HEAD} bytes of headers"))
 
     def on_message_begin(self) -> None:
-        self._begun, self._request = True, Request(self._client)
-        if not self._stuck:
-            self._since = self._loop.time()
+        self._begun, self._since, self._request = True, self._loop.time(), Request(self._client)
 
     def on_url(self, url: bytes) -> None:
         self._request.target += url
@@ -103,9 +102,7 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self._ending or self._parser.should_upgrade():
             return
-        self._begun, self._head, request = False, 0, self._request
-        if not self._stuck:
-            self._since = None
+        self._begun, self._since, self._head, request = False, None, 0, self._request
         request.method, request.body = self._parser.get_method().decode(), bytes(self._body)
         request.keep = self._parser.should_keep_alive()
         request.for_lane = request.method == "POST" and request.path in ("/predict", "/predict/") and not request.query
@@ -117,17 +114,18 @@ class Connection(asyncio.Protocol):
             self._start(request)
 
     def pause_writing(self) -> None:
-        self._since, self._stuck = self._loop.time(), True
+        self._stuck = self._loop.time()
         self._transport.pause_reading()
 
     def resume_writing(self) -> None:
-        self._since, self._stuck = None if self._task else self._loop.time(), False
+        self._since, self._stuck = self._since and self._loop.time(), None
         if not self._waiting:
             self._transport.resume_reading()
 
     def check(self, now: float) -> None:
         """Called every second: end the connection if the client is too slow."""
-        if self._since is None or now - self._since <= self._limits.seconds:
+        since = self._stuck or self._since
+        if since is None or now - since <= self._limits.seconds:
             return
         if self._ending:
             self._transport.abort()
@@ -178,14 +176,12 @@ class Connection(asyncio.Protocol):
             return
         keep = request.keep and not self._lane.draining
         lines = [STATUS[status], _date(int(time.time())), SECURITY, *[b"%b: %b\r\n" % header for header in headers]]
-        if status != 304 and not (request.method == "HEAD" and any(n == b"content-length" for n, _ in headers)):
-            lines.append(b"content-length: %d\r\n" % len(body))
-        lines.append(b"\r\n" if keep else b"connection: close\r\n\r\n")
-        if request.method != "HEAD":
-            lines.append(body)
+        length = b"content-length: %d\r\n" % len(body)
+        if request.method == "HEAD" or status == 304:
+            length = body = b""
+        lines += [length, b"\r\n" if keep else b"connection: close\r\n\r\n", body]
         self._transport.write(b"".join(lines))
-        if not self._stuck:
-            self._since = self._loop.time()
+        self._since = self._loop.time()
         self._answered += 1
         if not keep:
             self._ending = True

@@ -109,10 +109,9 @@ async def _asgi(application: Any, request: Request) -> Response:
         "headers": request.headers, "client": (request.client, 0), "server": None,
     }  # fmt: skip
     sent: list[dict[str, Any]] = []
-    came = [{"type": "http.request", "body": request.body, "more_body": False}]
 
     async def receive() -> dict[str, Any]:
-        return came.pop() if came else {"type": "http.disconnect"}
+        return {"type": "http.request", "body": request.body, "more_body": False}
 
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
@@ -121,5 +120,5 @@ async def _asgi(application: Any, request: Request) -> Response:
         await application(scope, receive, send)
     finally:
         request.route = getattr(scope.get("route"), "path", request.path)
-    headers = [header for header in sent[0]["headers"] if request.method == "HEAD" or header[0] != b"content-length"]
+    headers = [header for header in sent[0]["headers"] if header[0] != b"content-length"]
     return sent[0]["status"], headers, b"".join(message.get("body", b"") for message in sent[1:])

@@ -3,7 +3,6 @@
 https://github.com/kserve/open-inference-protocol, and Triton's binary tensor data extension of it.
 """
 
-import struct
 from typing import Any
 
 import msgspec
@@ -190,4 +189,4 @@ def _bytes(array: Array) -> bytes:
     if array.dtype != object:
         return array.tobytes()
     texts = [text.encode() for text in array]
-    return b"".join(struct.pack("<I", len(text)) + text for text in texts)
+    return b"".join(len(text).to_bytes(4, "little") + text for text in texts)
