@@ -1,17 +1,14 @@
 """The HTTP interface in FastAPI: routes around the live model, and their description at /docs."""
 
 import asyncio
-import itertools
 import operator
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 import v2
 from decode import forms
-from fastapi import FastAPI, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
+from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from fastapi.staticfiles import StaticFiles
 from limits import Refusal
@@ -36,19 +33,21 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         (503, "No model has been promoted yet, or too many requests are waiting"),
     )
 }
-READING: dict[int | str, dict[str, Any]] = {status: PROBLEMS[status] for status in (401, 503)}
-ASKING: dict[int | str, dict[str, Any]] = {status: problem for status, problem in PROBLEMS.items() if status != 404}
+EVENTS = 100  # of the history, at most
+PARTS = "#/components/schemas/{name}"
 
 
 def create_app(live: Live) -> FastAPI:
     """The application for one model of a store."""
     name = live.store.model
-    app = FastAPI(title=f"nas: {name}", version=v2.VERSION, docs_url=None, redoc_url=None)
-    app.include_router(v2.router(live, ASKING, READING | {404: PROBLEMS[404]}))
+    app = FastAPI(title=f"nas: {name}", version=v2.VERSION, docs_url=None, redoc_url=None, responses=PROBLEMS)
+    app.include_router(v2.router(live))
     app.mount("/static", StaticFiles(directory=STATIC))
+    app.add_route("/", lambda _: FileResponse(STATIC / "index.html"))
+    app.add_route("/docs", lambda _: FileResponse(STATIC / "docs.html"))
 
     @app.post("/predict/", include_in_schema=False)
-    @app.post("/predict", responses=ASKING)
+    @app.post("/predict")
     async def predict(request: Request) -> Response:
         """Classify one row (a list of numbers, an object of named features, an image), or a list of rows.
 
@@ -57,69 +56,55 @@ def create_app(live: Live) -> FastAPI:
         """
         return Response(await live.answer(await request.body()), media_type="application/json")
 
-    @app.get("/model", responses=READING)
-    async def manifest() -> Response:
+    @app.get("/model")
+    async def manifest() -> dict[str, Any]:
         """The manifest of the model that answers: its input, classes, scores, and the trial it comes from."""
-        return _json(_told(live.current().manifest))
+        return _told(live.current().manifest)
 
-    @app.get("/model/lineage", responses=READING)
-    async def lineage() -> Response:
+    @app.get("/model/lineage")
+    async def lineage() -> list[dict[str, Any]]:
         """The manifests of the model that answers, of its parent, and so on to the first ancestor.
 
         A parent that is no longer in the store ends the list by its digest alone.
         """
         line = await asyncio.to_thread(live.store.lineage, live.current().manifest.digest)
-        return _json([{"digest": one} if isinstance(one, str) else _told(one.manifest) for one in line])
+        return [{"digest": one} if isinstance(one, str) else _told(one.manifest) for one in line]
 
-    @app.get("/model/history", responses=READING)
-    async def history(limit: int = Query(50, ge=1, le=1000)) -> Response:
-        """What was promoted, kept, refused, pinned and rolled back, and why: the newest first.
+    @app.get("/model/history")
+    async def history() -> list[dict[str, Any]]:
+        """What was promoted, kept, refused, pinned and rolled back lately, and why: the newest first.
 
-        Also the version that this server refused to take up last, "by" the server.
+        Also the versions that this server refused to take up, "by" the server.
         """
-        events = msgspec.to_builtins(await asyncio.to_thread(live.store.history))
-        events = sorted([*events, *filter(None, [live.refused])], key=operator.itemgetter("time"))
-        return _json(events[: -limit - 1 : -1])
+        events = msgspec.to_builtins(await asyncio.to_thread(live.store.history)) + live.refused
+        return sorted(events, key=operator.itemgetter("time"), reverse=True)[:EVENTS]
 
     @app.get("/healthz")
     async def alive() -> dict[str, str]:
         """The process is alive."""
         return {"status": "alive"}
 
-    @app.get("/readyz", responses={503: PROBLEMS[503]})
-    async def readiness() -> Response:
+    @app.get("/readyz")
+    async def readiness() -> dict[str, Any]:
         """Ready to answer. `problem` says why the version that was promoted last isn't what answers."""
         digest = live.current().manifest.digest if live.ready == "model" or live.model else None
-        return _json({"ready": True, "model": name, "digest": digest, "problem": live.problem})
+        return {"ready": True, "model": name, "digest": digest, "problem": live.problem}
 
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def measured() -> Response:
         """Requests, times, rows, what was turned away, and which version answers, for Prometheus."""
         from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-        shown = generate_latest(Exposition(live.counts, live))  # it asks for collect() alone
+        shown = generate_latest(Exposition(live))  # it asks for collect() alone
         return Response(shown, media_type=CONTENT_TYPE_LATEST)
 
-    @app.get("/", include_in_schema=False)
-    async def page() -> FileResponse:
-        return FileResponse(STATIC / "index.html")
-
-    @app.get("/docs", include_in_schema=False)
-    async def docs() -> FileResponse:
-        return FileResponse(STATIC / "docs.html")
-
-    @app.exception_handler(Refusal)
-    async def refused(_: Request, refusal: Refusal) -> Response:
-        return Response(refusal.body(), refusal.status, {k.decode(): v.decode() for k, v in refusal.headers})
-
     @app.exception_handler(HTTPException)
-    async def problem(_: Request, error: HTTPException) -> Response:
-        return _json({"error": error.detail}, error.status_code, error.headers)
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> Response:
-        where, what = error.errors()[0]["loc"][-1], error.errors()[0]["msg"]
-        return _json({"error": f"{where}: {what}"}, 422)
+    async def elsewhere(request: Request, error: HTTPException) -> Response:
+        """What no route takes; a Refusal passes through to the lane."""
+        path, allow = request.scope["path"][:80], (error.headers or {}).get("Allow")
+        told = f"{path} takes {allow}, not {request.method}" if allow else f"nothing is at {path}"
+        body = Refusal(error.status_code, f"{told}: /docs lists what there is").body()
+        return Response(body, error.status_code, error.headers, "application/json")
 
     def openapi() -> dict[str, Any]:
         """The schema, with bodies that the model takes now and what it answers to them."""
@@ -127,19 +112,22 @@ def create_app(live: Live) -> FastAPI:
         if chosen := live.model:
             takes, rows = chosen.manifest.input, msgspec.Meta(min_length=1, max_length=live.limits.rows)
             bodies = [Annotated[form, rows] if start[1:] else form for start, form in forms(takes).items()]
-            shown = {form: (body, chosen.answer(_encode(body))[0]) for form, body in examples(takes).items()}
-            _describe(schema, ["/predict"], bodies, [Answer, Answers], shown)
-            operation = schema["paths"]["/predict"]["post"]["requestBody"]
-            operation["content"]["application/x-npy"] = {"schema": {"type": "string", "format": "binary"}}
-            infers = [path for path in schema["paths"] if path.endswith("/infer")]
+            types = [*bodies, Answer, Answers, v2.Inference, v2.Inferred]
+            (*asked, one, many, inference, inferred), parts = msgspec.json.schema_components(types, ref_template=PARTS)
+            schema["components"] = {"schemas": parts}
+            shown = {
+                form: (body, chosen.answer(msgspec.json.encode(body))[0]) for form, body in examples(takes).items()
+            }
+            operation = schema["paths"]["/predict"]["post"]
+            _describe(operation, asked, [one, many], shown)
+            operation["requestBody"]["content"]["application/x-npy"] = {
+                "schema": {"type": "string", "format": "binary"}
+            }
             request = v2.example(takes, row(takes))
-            answer = v2.infer_body(chosen, _encode(request), None)[0]
-            _describe(schema, infers, [v2.Inference], [v2.Inferred], {"one row": (request, answer)})
-            known = {"name": name, "version": chosen.manifest.digest}
-            for operation in itertools.chain(*(o.values() for o in schema["paths"].values())):
-                for parameter in operation.get("parameters", []):
-                    if parameter["name"] in known:
-                        parameter["schema"] = {"type": "string", "enum": [known[parameter["name"]]]}
+            (answer, _), _ = v2.infer_body(chosen, msgspec.json.encode(request), None)
+            for path in schema["paths"]:
+                if path.endswith("/infer"):
+                    _describe(schema["paths"][path]["post"], [inference], [inferred], {"one row": (request, answer)})
         return schema
 
     app.openapi = openapi  # type: ignore[method-assign]
@@ -160,42 +148,20 @@ def examples(takes: Input) -> dict[str, Any]:
         named = {f.name: value for f, value in zip(takes.features, one, strict=True)}
         found |= {"named features": named, "several of them": [named, named]}
     if takes.image:
-        coded = msgspec.json.decode(_encode(bytes(one)))
-        found |= {"image": [[0] * takes.image[1]] * takes.image[0], "base64 of its bytes": {"b64": coded}}
+        found["image"] = [[0] * takes.image[1]] * takes.image[0]
+        found["base64 of its bytes"] = {"b64": msgspec.to_builtins(bytes(one))}
     return found
 
 
-def _describe(
-    schema: dict[str, Any],
-    paths: Iterable[str],
-    takes: list[Any],
-    gives: list[Any],
-    shown: dict[str, tuple[Any, bytes]],
-) -> None:
-    """Put into `schema` what the POSTs of `paths` take and give (types), with bodies and answers by their forms."""
-    types = [*takes, *gives]
-    described, parts = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
-    schema.setdefault("components", {}).setdefault("schemas", {}).update(parts)
-    asked, answered = list(described[: len(takes)]), list(described[len(takes) :])
+def _describe(operation: Any, takes: list[Any], gives: list[Any], shown: dict[str, tuple[Any, bytes]]) -> None:
+    """Put into a POST's description the schemas of its body and answer, with examples of both by their forms."""
     bodies = {form: {"value": body} for form, (body, _) in shown.items()}
     answers = {form: {"value": msgspec.json.decode(answer)} for form, (_, answer) in shown.items()}
-    for operation in (schema["paths"][path]["post"] for path in paths):
-        content = {"application/json": {"schema": {"anyOf": asked}, "examples": bodies}}
-        operation["requestBody"] = {"required": True, "content": content}
-        content = {"application/json": {"schema": {"anyOf": answered}, "examples": answers}}
-        operation["responses"]["200"]["content"] = content
+    content = {"application/json": {"schema": {"anyOf": takes}, "examples": bodies}}
+    operation["requestBody"] = {"required": True, "content": content}
+    operation["responses"]["200"]["content"]["application/json"] = {"schema": {"anyOf": gives}, "examples": answers}
 
 
 def _told(manifest: Manifest) -> dict[str, Any]:
-    told: dict[str, Any] = msgspec.to_builtins(manifest)
-    for kept in ("outcomes", "learned"):  # of validation and training rows, for the store's comparisons alone
-        del told[kept]
-    return told
-
-
-def _encode(content: Any) -> bytes:
-    return msgspec.json.encode(content)
-
-
-def _json(content: Any, status: int = 200, headers: Any = None) -> Response:
-    return Response(_encode(content), status, headers, "application/json")
+    """But for what is about validation and training rows, for the store's comparisons alone."""
+    return {k: v for k, v in msgspec.to_builtins(manifest).items() if k not in ("outcomes", "learned")}

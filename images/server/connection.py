@@ -2,7 +2,6 @@
 
 import asyncio
 import functools
-import re
 import time
 from collections import deque
 from http import HTTPStatus
@@ -13,9 +12,8 @@ from lane import SECURITY, Lane, Request, Response
 from limits import Refusal, is_open
 from live import inline
 
-HEAD = 64 * 2**10  # bytes of target, headers and trailers
+HEAD = 64 * 2**10  # bytes of target and headers, or of trailers, that reads end in the middle of
 HELD = 64 * 2**20  # bytes of all connections' bodies
-ABSOLUTE = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)  # of a target: taken, and left out (RFC 9112, 3.2.2)
 STATUS = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
 
 
@@ -32,11 +30,11 @@ class Connection(asyncio.Protocol):
         self._waiting: deque[Request] = deque()  # pipelined behind the one that a task answers
         self._task: asyncio.Task[None] | None = None
         self._refusal: Refusal | None = None  # the last answer, after those that wait
-        self._begun = self._stuck = self._ending = False  # a request; the client doesn't read; no further request
-        self._in_head = self._in_body = False  # where the parser is, and whether this read held some of a body
-        self._head = self._line = self._answered = 0
+        self._begun = self._ending = False  # a request; no further one
+        self._head = self._answered = 0  # bytes of an unfinished head or trailer; answers
         self._body = bytearray()
-        self._since: float | None = self._loop.time()  # since when the client owes us a request, or reading an answer
+        self._since: float | None = self._loop.time()  # since when the client owes us a request
+        self._stuck: float | None = None  # since when it doesn't read
 
     def connection_made(self, transport: Any) -> None:
         self._transport: asyncio.Transport = transport
@@ -44,7 +42,7 @@ class Connection(asyncio.Protocol):
         self._client = (transport.get_extra_info("peername") or [None])[0]
         self._lane.connections.add(self)
         if len(self._lane.connections) > self._limits.connections:
-            self._refuse("connections", Refusal(503, "too many connections: try again", [(b"retry-after", b"1")]))
+            self._refuse("connections", Refusal(503, "too many connections: try again"))
 
     def connection_lost(self, _: Exception | None) -> None:
         self._lane.connections.discard(self)
@@ -54,7 +52,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._ending:
             return
-        self._in_body, rest = False, data
+        self._head, rest = self._head + len(data), data
         while rest and not self._ending:
             try:
                 self._parser.feed_data(rest)
@@ -63,33 +61,27 @@ class Connection(asyncio.Protocol):
                 rest = self._not_upgraded() + rest[upgrade.args[0] :]
             except httptools.HttpParserError as error:
                 self._refuse("malformed", Refusal(400, f"this is no HTTP/1.1 request: {error}"))
-        # The parser keeps a header or trailer until its line ends.
-        self._line = 0 if self._in_body else len(data) - 1 - data.rfind(b"\n") + (b"\n" not in data and self._line)
-        self._count(0)
+        if self._head > HEAD:
+            self._refuse("malformed", Refusal(431, f"at most {HEAD} bytes of headers"))
 
     def on_message_begin(self) -> None:
-        self._begun, self._head = True, 0
-        if not self._stuck:
-            self._since = self._loop.time()
-        self._in_head, self._request = True, Request(self._client)
+        self._begun, self._since, self._request = True, self._loop.time(), Request(self._client)
 
     def on_url(self, url: bytes) -> None:
         self._request.target += url
-        self._count(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._count(len(name) + len(value) + len(b": \r\n"))
-        if self._in_head:  # else it is a trailer, which may be ignored (RFC 9110, 6.5.1)
+        if not self._request.path:  # else it is a trailer, which may be ignored (RFC 9110, 6.5.1)
             self._request.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        self._in_head, request = False, self._request
+        self._head, request = 0, self._request
         if self._parser.should_upgrade():
             return
-        if absolute := ABSOLUTE.match(request.target):
-            request.target = b"/" + request.target[absolute.end() :].removeprefix(b"/")
-        header = request.header = dict(request.headers)
-        request.allowed = self._lane.keys.allow(request.path, header)
+        url = httptools.parse_url(request.target)
+        request.path = request.route = (url.path or b"/").decode()
+        request.query, header = url.query or b"", dict(request.headers)
+        request.header, request.allowed = header, self._lane.keys.allow(request.path, header)
         self._dropping = not request.allowed or is_open(request.path)
         if int(header.get(b"content-length", 0)) > self._limits.body:  # llhttp has made sure that it is a number
             self._too_large()
@@ -97,7 +89,7 @@ class Connection(asyncio.Protocol):
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, part: bytes) -> None:
-        self._in_body = True
+        self._head = 0
         if self._ending or self._dropping:
             return
         self._body += part
@@ -105,17 +97,15 @@ class Connection(asyncio.Protocol):
         if len(self._body) > self._limits.body:
             self._too_large()
         elif self._lane.held > max(HELD, 8 * self._limits.body):
-            self._refuse("busy", Refusal(503, "too many bodies at once: try again", [(b"retry-after", b"1")]))
+            self._refuse("busy", Refusal(503, "too many bodies at once: try again"))
 
     def on_message_complete(self) -> None:
         if self._ending or self._parser.should_upgrade():
             return
-        self._begun, request = False, self._request
-        if not self._stuck:
-            self._since = None
+        self._begun, self._since, self._head, request = False, None, 0, self._request
         request.method, request.body = self._parser.get_method().decode(), bytes(self._body)
         request.keep = self._parser.should_keep_alive()
-        request.for_lane = request.method == "POST" and request.target in (b"/predict", b"/predict/")
+        request.for_lane = request.method == "POST" and request.path in ("/predict", "/predict/") and not request.query
         self._body.clear()
         if self._task:
             self._waiting.append(request)
@@ -124,17 +114,18 @@ class Connection(asyncio.Protocol):
             self._start(request)
 
     def pause_writing(self) -> None:
-        self._since, self._stuck = self._loop.time(), True
+        self._stuck = self._loop.time()
         self._transport.pause_reading()
 
     def resume_writing(self) -> None:
-        self._since, self._stuck = None if self._task else self._loop.time(), False
+        self._since, self._stuck = self._since and self._loop.time(), None
         if not self._waiting:
             self._transport.resume_reading()
 
     def check(self, now: float) -> None:
         """Called every second: end the connection if the client is too slow."""
-        if self._since is None or now - self._since <= self._limits.seconds:
+        since = self._stuck or self._since
+        if since is None or now - since <= self._limits.seconds:
             return
         if self._ending:
             self._transport.abort()
@@ -185,14 +176,12 @@ class Connection(asyncio.Protocol):
             return
         keep = request.keep and not self._lane.draining
         lines = [STATUS[status], _date(int(time.time())), SECURITY, *[b"%b: %b\r\n" % header for header in headers]]
-        if status != 304 and not (request.method == "HEAD" and any(n == b"content-length" for n, _ in headers)):
-            lines.append(b"content-length: %d\r\n" % len(body))
-        lines.append(b"\r\n" if keep else b"connection: close\r\n\r\n")
-        if request.method != "HEAD":
-            lines.append(body)
+        length = b"content-length: %d\r\n" % len(body)
+        if request.method == "HEAD" or status == 304:
+            length = body = b""
+        lines += [length, b"\r\n" if keep else b"connection: close\r\n\r\n", body]
         self._transport.write(b"".join(lines))
-        if not self._stuck:
-            self._since = self._loop.time()
+        self._since = self._loop.time()
         self._answered += 1
         if not keep:
             self._ending = True
@@ -205,11 +194,6 @@ class Connection(asyncio.Protocol):
         self._body.clear()
         self._waiting.clear()
         self._refusal = None
-
-    def _count(self, size: int) -> None:
-        self._head += size
-        if self._head + self._line > HEAD:
-            self._refuse("malformed", Refusal(431, f"at most {HEAD} bytes of headers"))
 
     def _too_large(self) -> None:
         self._refuse("body", Refusal(413, f"at most {self._limits.body} bytes a request: send fewer rows"))
@@ -231,7 +215,7 @@ class Connection(asyncio.Protocol):
             self._say(refusal)
 
     def _say(self, refusal: Refusal) -> None:
-        self._send(Request(self._client), (refusal.status, refusal.headers, refusal.body()))
+        self._send(Request(), (refusal.status, refusal.headers, refusal.body()))
 
 
 @functools.lru_cache(1)  # written once a second

@@ -3,7 +3,7 @@
 import hashlib
 import hmac
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -13,12 +13,12 @@ log = logging.getLogger("nas.server")
 
 # Asked by probes, Prometheus and browsers, which have no key; none of it tells what the model answers.
 OPEN = {"/", "/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/v2/health/live", "/v2/health/ready"}
-OPEN_FOLDER = "/static/"
+HEADERS = {401: [(b"www-authenticate", b"Bearer")], 503: [(b"retry-after", b"1")]}  # of refusals, by their status
 
 
 def is_open(path: str) -> bool:
     """Whether a path is answered without a key, and without its body."""
-    return path in OPEN or path.startswith(OPEN_FOLDER)
+    return path in OPEN or path.startswith("/static/")
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -32,12 +32,11 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Refusal(Exception):
-    """A request that isn't answered as asked: an HTTP status, a sentence that says why, and headers for the client."""
+    """A request that isn't answered as asked: an HTTP status, and a sentence that says why."""
 
-    def __init__(self, status: int, sentence: str, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
+    def __init__(self, status: int, sentence: str) -> None:
         super().__init__(sentence)
-        self.status = status
-        self.headers = [(b"content-type", b"application/json"), *headers]
+        self.status, self.headers = status, [(b"content-type", b"application/json"), *HEADERS.get(status, [])]
 
     def body(self) -> bytes:
         """The one format of every error."""
@@ -48,31 +47,18 @@ class Keys:
     """The API keys in a file, one a line; read again when it changes, as a mounted Secret does. None: all may ask."""
 
     def __init__(self, path: Path | None) -> None:
-        self._path, self._digests, self._problem = path, [b""][:0], ""
-        self._read()
-        if path and not self._digests:
-            raise StoreError(f"{path} holds no API key: write one a line, each of at least 16 characters")
+        self._path, self._digests, self._problem = path, _digests(path), ""
 
     def refresh(self) -> None:
-        """Read the file anew; while it can't be read or holds none the old keys stay, which is logged once."""
+        """Read the file anew; while it can't be read or holds a wrong key the old keys stay, which is logged once."""
+        problem = ""
         try:
-            self._read()
-            self._problem = ""
+            self._digests = _digests(self._path)
         except StoreError as error:
-            if self._problem != str(error):
-                self._problem = str(error)
-                log.error("%s; the old ones hold", error)
-
-    def _read(self) -> None:
-        if self._path is None:
-            return
-        try:
-            lines = [line.strip() for line in self._path.read_bytes().splitlines()]
-        except OSError as error:
-            raise StoreError(f"API keys: {self._path}: {error.strerror}") from error
-        if short := [line for line in lines if 0 < len(line) < 16]:
-            raise StoreError(f"API keys: {self._path}: {len(short)} shorter than 16 characters")
-        self._digests = [hashlib.sha256(line).digest() for line in lines if line] or self._digests
+            problem = str(error)
+        if problem not in ("", self._problem):
+            log.error("%s; the old ones hold", problem)
+        self._problem = problem
 
     def allow(self, path: str, header: Mapping[bytes, bytes]) -> bool:
         """Whether a request may be answered: `Authorization: Bearer KEY` or `X-API-Key: KEY`."""
@@ -83,3 +69,14 @@ class Keys:
         digest = hashlib.sha256(given).digest()
         # All are compared, each in constant time: how long it takes tells nothing about a key.
         return sum(hmac.compare_digest(digest, known) for known in self._digests) > 0
+
+
+def _digests(path: Path | None) -> list[bytes]:
+    """Of the keys in a file. Raises StoreError."""
+    try:
+        keys = path.read_bytes().split() if path else []
+    except OSError as error:
+        raise StoreError(f"API keys: {path}: {error.strerror}") from error
+    if path and min(map(len, keys), default=0) < 16:
+        raise StoreError(f"API keys: {path}: write one a line, each of at least 16 characters")
+    return [hashlib.sha256(key).digest() for key in keys]

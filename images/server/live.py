@@ -76,7 +76,7 @@ class Live:
     """Follows the store's CURRENT. A request takes `current()` once, so one version gives its whole answer.
 
     `problem` says why what CURRENT names isn't what answers: nothing is promoted yet, or the version is refused.
-    `refused` is that version's event, for the history. `ready` says what /readyz waits for: the "model" or the
+    `refused` are events of versions that were, for the history. `ready` says what /readyz waits for: the "model" or the
     "process".
     """
 
@@ -84,11 +84,14 @@ class Live:
         self.store, self.counts, self.limits, self.ready = store, counts, limits, ready
         self.model: Predictor | None = None
         self.problem: str | None = None
-        self.refused: dict[str, str] | None = None
+        self.refused: list[dict[str, str]] = []
         self._threads = ThreadPoolExecutor(cpus(), "large")
 
     def refresh(self) -> None:
-        """Serve what CURRENT names once it is loaded, verified and has answered; until then what was. Blocks."""
+        """Serve what CURRENT names once it is loaded, verified and has answered; until then what was. Blocks.
+
+        Each change is logged once.
+        """
         digest = None
         try:
             digest = self.store.current()
@@ -97,51 +100,53 @@ class Live:
                 model.check_answer()
                 self.model = Predictor(model, self.limits.rows)
                 self.counts.add("loads")
+                log.info("serving %s %s", self.store.model, model.manifest.digest[:12])
             self.problem = None
         except Exception as error:  # noqa: BLE001 - nothing that a version does may end the following of CURRENT
-            if self.problem != (problem := str(error)):
-                self.problem = problem
-                if digest or self.model:  # else nothing is promoted yet
-                    self.counts.add("refusals")
-                if digest:
-                    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-                    event = {"time": now, "event": "refused", "digest": digest, "reason": problem}
-                    self.refused = event | {"by": "server"}
+            if self.problem == str(error):
+                return
+            self.problem = str(error)
+            kept = f"; {self.model.manifest.digest[:12]} keeps serving" if self.model else ""
+            log.warning("%s%s", self.problem, kept)
+            if digest or self.model:  # else nothing is promoted yet
+                self.counts.add("refusals")
+            if digest:
+                now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+                event = {"time": now, "event": "refused", "digest": digest, "reason": self.problem, "by": "server"}
+                self.refused.append(event)
 
     async def follow(self, interval: float) -> None:
-        """Refresh every `interval` seconds in a thread, and log each change once. Runs until cancelled."""
+        """Refresh every `interval` seconds in a thread. Runs until cancelled."""
         while True:
-            model, problem = self.model, self.problem
             await asyncio.sleep(interval)
             await asyncio.to_thread(self.refresh)
-            if self.model and self.model is not model:
-                log.info("serving %s %s", self.store.model, self.model.manifest.digest[:12])
-            if self.problem and self.problem != problem:
-                kept = f"; {self.model.manifest.digest[:12]} keeps serving" if self.model else ""
-                log.warning("%s%s", self.problem, kept)
 
     def current(self) -> Predictor:
         """The version that answers. Raises Refusal (503) before there is one."""
         if self.model is None:
-            raise Refusal(503, str(self.problem), [(b"retry-after", b"5")])
+            raise Refusal(503, str(self.problem))
         return self.model
 
-    async def run(self, work: Callable[[bytes], T], body: bytes) -> T:
-        """`work(body)`, in a thread if it may take long. Raises Refusal (503) when its turn doesn't come in time."""
-        if inline(body):
-            return work(body)
+    async def run(self, work: Callable[[bytes], tuple[T, int]], body: bytes) -> T:
+        """The answer of `work(body)`, whose rows are counted. Doesn't wait if the body is `inline`.
+
+        Raises Refusal: 503 when its turn in a thread doesn't come in time.
+        """
         try:
-            async with asyncio.timeout(self.limits.seconds):
-                return await asyncio.get_running_loop().run_in_executor(self._threads, work, body)
+            if inline(body):
+                answer, rows = work(body)
+            else:
+                async with asyncio.timeout(self.limits.seconds):
+                    answer, rows = await asyncio.get_running_loop().run_in_executor(self._threads, work, body)
         except TimeoutError:
             self.counts.add("busy")
-            raise Refusal(503, "too busy to answer in time: try again", [(b"retry-after", b"1")]) from None
-
-    async def answer(self, body: bytes) -> bytes:
-        """JSON for a POST /predict; doesn't wait if the body is `inline`. Raises Refusal."""
-        answer, rows = await self.run(self.current().answer, body)
+            raise Refusal(503, "too busy to answer in time: try again") from None
         self.counts.add("rows", rows)
         return answer
+
+    async def answer(self, body: bytes) -> bytes:
+        """JSON for a POST /predict. Raises Refusal."""
+        return await self.run(self.current().answer, body)
 
 
 def inline(body: bytes) -> bool:

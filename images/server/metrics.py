@@ -2,6 +2,7 @@
 
 import bisect
 import datetime
+import itertools
 import mmap
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -12,23 +13,18 @@ if TYPE_CHECKING:  # imported when someone asks: it would be a third of the cold
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 STATUSES = (200, 400, 401, 404, 405, 413, 415, 422, 500, 503)  # any other is counted as its hundred
-PATHS = (
-    "/predict",
-    "/v2/models/{name}/infer",
-    "/v2/models/{name}/versions/{version}/infer",
-    "/model",
-    "/healthz",
-    "/readyz",
-    "/metrics",
-    "other",
-)
+PATHS = ("/predict", "/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer", "other")
+TOTALS = {
+    "rows": "Rows classified.",
+    "loads": "Versions taken up, by each worker.",
+    "refusals": "Versions in CURRENT that were refused, by each worker.",
+}
 REJECTS = ("key", "busy", "slow", "connections", "malformed", "body")
 _PER_PATH = len(STATUSES) + len(SECONDS) + 2  # and the sum of the seconds
-_REST = ("rows", "loads", "refusals", *REJECTS)
 _STATUS = {status: i for i, status in enumerate(STATUSES)}
 _PATH = {path: i * _PER_PATH for i, path in enumerate(PATHS)} | {"/predict/": 0}
-_SLOT = {name: len(PATHS) * _PER_PATH + i for i, name in enumerate(_REST)}
-_SIZE = len(PATHS) * _PER_PATH + len(_REST)
+_SLOT = {name: len(PATHS) * _PER_PATH + i for i, name in enumerate([*TOTALS, *REJECTS])}
+_SIZE = len(PATHS) * _PER_PATH + len(_SLOT)
 
 
 class Counts:
@@ -43,7 +39,7 @@ class Counts:
         self._mine = self._all[worker * _SIZE : (worker + 1) * _SIZE]
 
     def add(self, name: str, amount: float = 1) -> None:
-        """One of rows, loads, refusals, or a reason in REJECTS."""
+        """One of TOTALS, or a reason in REJECTS."""
         self._mine[_SLOT[name]] += amount
 
     def answered(self, path: str, status: int, seconds: float) -> None:
@@ -62,13 +58,13 @@ class Counts:
 class Exposition:
     """The counters and the live model as Prometheus sees them."""
 
-    def __init__(self, counts: Counts, live: "Live") -> None:
-        self._counts, self._live = counts, live
+    def __init__(self, live: "Live") -> None:
+        self._live = live
 
     def collect(self) -> "Iterable[Metric]":
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
-        totals = self._counts.totals()
+        totals = self._live.counts.totals()
         requests = CounterMetricFamily("nas_requests", "Answers by path and status.", labels=["path", "status"])
         seconds = HistogramMetricFamily("nas_request_seconds", "Time to answer.", labels=["path"])
         for path in PATHS:
@@ -76,31 +72,22 @@ class Exposition:
             for status, i in _STATUS.items():
                 if totals[base + i]:
                     requests.add_metric([path, str(status)], totals[base + i])
-            times = totals[base + len(STATUSES) : base + _PER_PATH]
+            *times, spent = totals[base + len(STATUSES) : base + _PER_PATH]
             if any(times):
-                bounds, below = [*map(str, SECONDS), "+Inf"], [sum(times[: i + 1]) for i in range(len(SECONDS) + 1)]
-                seconds.add_metric([path], list(zip(bounds, below, strict=True)), times[-1])
-        yield requests
-        yield seconds
-        for name, text in (
-            ("rows", "Rows classified."),
-            ("loads", "Versions taken up, by each worker."),
-            ("refusals", "Versions in CURRENT that were refused, by each worker."),
-        ):
-            yield CounterMetricFamily(f"nas_{name}", text, value=totals[_SLOT[name]])
-        rejects = CounterMetricFamily(
-            "nas_rejects", "Requests and connections turned away, by reason.", labels=["reason"]
-        )
+                below = itertools.accumulate(times)
+                seconds.add_metric([path], list(zip([*map(str, SECONDS), "+Inf"], below, strict=True)), spent)
+        rejects = CounterMetricFamily("nas_rejects", "Requests and connections turned away.", labels=["reason"])
         for reason in REJECTS:
             rejects.add_metric([reason], totals[_SLOT[reason]])
-        yield rejects
+        yield from (requests, seconds, rejects)
+        for name, text in TOTALS.items():
+            yield CounterMetricFamily(f"nas_{name}", text, value=totals[_SLOT[name]])
         if predictor := self._live.model:
             manifest = predictor.manifest
             info = GaugeMetricFamily("nas_model_info", "The version that answers.", labels=["model", "digest", "trial"])
             info.add_metric([manifest.model, manifest.digest, manifest.trial], 1)
             yield info
-            accuracy, made = manifest.metrics.validation.accuracy, datetime.datetime.fromisoformat(manifest.created)
-            text = "Its accuracy on the validation rows of its search."
+            text, accuracy = "Its accuracy on its search's validation rows.", manifest.metrics.validation.accuracy
             yield GaugeMetricFamily("nas_model_accuracy", text, value=accuracy)
-            text = "When its trial made it."
-            yield GaugeMetricFamily("nas_model_created_timestamp_seconds", text, value=made.timestamp())
+            made = datetime.datetime.fromisoformat(manifest.created).timestamp()
+            yield GaugeMetricFamily("nas_model_created_timestamp_seconds", "When its trial made it.", value=made)

@@ -108,34 +108,33 @@ def test_an_image_may_be_two_dimensional(mnist: Lane) -> None:
 BAD_TENSORS: list[tuple[dict[str, Any], int, str]] = [
     ({"name": "x"}, 422, "expected one input, named 'input'; got x"),
     ({"datatype": "BOOL"}, 422, "datatype 'BOOL': expected one of"),
-    ({"shape": [2, 4]}, 422, "shape [2, 4] doesn't fit 4 numbers"),
-    ({"shape": [-1, 4]}, 422, "shape [-1, 4] doesn't fit 4 numbers"),
+    ({"shape": [2, 4]}, 400, "4 numbers are no array of the shape [2, 4]"),
+    ({"shape": [-1, 4]}, 400, "4 numbers are no array of the shape [-1, 4]"),
     ({"shape": [2, 2]}, 422, "expected 4 numbers"),
     ({"shape": [0, 4], "data": []}, 422, "no rows"),
     ({"data": [5.1, 3.5, 1e39, 0.2]}, 422, "row 0, petal_length is 1e+39: expected 4 numbers"),
-    ({"data": [5.1, 3.5, "1.4", 0.2]}, 422, "data: expected numbers"),
-    ({"data": [5.1, 3.5, True, 0.2]}, 422, "data: expected numbers"),
+    ({"data": [5.1, 3.5, "1.4", 0.2]}, 422, "Expected `float | array`, got `str` - at `$.inputs[0].data[2]`"),
+    ({"data": [5.1, 3.5, True, 0.2]}, 422, "Expected `float | array`, got `bool` - at `$.inputs[0].data[2]`"),
     ({"data": [5, [3], 1, 0]}, 422, "data: expected numbers"),
-    ({"data": [5, 3, 10**400, 0]}, 422, "data: a number is too large"),
-    ({"datatype": "INT32"}, 422, "data: INT32 has whole numbers only"),
-    ({"data": None}, 400, "binary_data_size is None, but 0 bytes follow the JSON"),
+    ({"data": [5, 3, 10**400, 0]}, 422, "Number out of range - at `$.inputs[0].data[2]`"),
+    ({"data": None}, 400, "0 numbers are no array of the shape [1, 4]"),
     ({"data": None, "parameters": {"binary_data_size": 16}}, 400, "binary_data_size is 16, but 0 bytes follow"),
-    ({"shape": [1] * 66 + [4]}, 422, "a shape has at most 32 whole numbers"),
-    ({"shape": [9] * 100_000}, 422, "a shape has at most 32 whole numbers"),
+    ({"shape": [1] * 66 + [4]}, 400, "4 numbers are no array of the shape [1, 1, "),
+    ({"shape": [9] * 100_000}, 400, "4 numbers are no array of the shape [9, 9, "),
     *(
-        ({"shape": shape, "data": []}, 422, "a shape has at most 32 whole numbers")
+        ({"shape": shape, "data": []}, 400, "0 numbers are no array of the shape [0, ")
         for shape in ([0, 10**30], [0, 2**62], [0, 2**62, 8])
     ),
     *(
         (
             {"shape": shape, "data": None, "parameters": {"binary_data_size": 0}},
-            422,
-            "a shape has at most 32 whole numbers",
+            400,
+            "0 numbers are no array of the shape [0, ",
         )
         for shape in ([0, 10**30], [0, 2**62], [0, 2**62, 8])
     ),
-    ({"shape": "4"}, 400, "the body can't be read as an inference request"),
-    ({"data": 4}, 400, "the body can't be read as an inference request"),
+    ({"shape": "4"}, 422, "Expected `array`, got `str` - at `$.inputs[0].shape`: expected an inference request"),
+    ({"data": 4}, 422, "Expected `array | null`, got `int` - at `$.inputs[0].data`"),
 ]
 
 
@@ -153,8 +152,8 @@ def test_a_tensor_that_is_no_flower_is_refused_in_a_sentence(
         ("999", b"{}", 400, "Inference-Header-Content-Length '999'"),
         ("-1", b"{}", 400, "Inference-Header-Content-Length '-1'"),
         ("9" * 30, b"{}", 400, "Inference-Header-Content-Length"),
-        ("2", b"{}" + b"\0" * 16, 400, "the body can't be read as an inference request"),
-        (None, b"[" * 5000, 400, "the body can't be read as an inference request"),
+        ("2", b"{}" + b"\0" * 16, 422, "Object missing required field `inputs`: expected an inference request"),
+        (None, b"[" * 5000, 422, "Expected `object`, got `array`: expected an inference request"),
         (None, b'{"inputs":[]}', 422, "expected one input, named 'input'; got none"),
     ],
 )
@@ -202,7 +201,7 @@ def test_without_a_model_it_is_live_but_not_ready(tmp_path: Path) -> None:
     assert ask(waiting, "GET", "/v2/health/live").status_code == 200
     for path in ("/v2/health/ready", "/v2/models/iris", "/v2/models/iris/ready"):
         response = ask(waiting, "GET", path)
-        assert (response.status_code, response.headers["retry-after"]) == (503, "5")
+        assert (response.status_code, response.headers["retry-after"]) == (503, "1")
 
 
 def test_rows_are_counted(root: Path, iris: Lane) -> None:  # noqa: ARG001
