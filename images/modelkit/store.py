@@ -30,6 +30,7 @@ from modelkit.artifact import Gate
 OFFERED = ".offered"
 DAY = 24 * 3600.0
 Decision = Literal["promoted", "kept", "recorded", "refused", "pinned", "rolled back", "unpinned"]
+MADE_CURRENT = ("promoted", "pinned", "rolled back")  # the decisions that did
 
 
 class StoreError(Exception):
@@ -211,17 +212,14 @@ class Store:
     def rollback(self) -> Event:
         """Make CURRENT what it was before its last change, and pin it. Raises StoreError when there is nothing."""
         with self._locked():
-            stack: list[str] = []
+            line: list[str] = []  # of what was current, without what was rolled back
             for event in self.history():
-                if event.event in ("promoted", "pinned") and event.digest != (stack[-1] if stack else None):
-                    stack.append(event.digest)
-                elif event.event == "rolled back":
-                    while stack and stack[-1] != event.digest:
-                        stack.pop()
-                    stack = stack or [event.digest]
-            if stack and stack[-1] != self.current():
-                stack.append(str(self.current()))  # killed between CURRENT and history
-            earlier = [digest for digest in stack[:-1] if self.version(digest).is_dir()]
+                while event.event == "rolled back" and line and line[-1] != event.digest:
+                    line.pop()
+                if event.event in MADE_CURRENT:
+                    line.append(event.digest)
+            current = self.current()
+            earlier = [digest for digest in line if digest != current and self.version(digest).is_dir()]
             if not earlier:
                 raise StoreError(f"{self.model!r} has no earlier version to go back to: `promote DIGEST` chooses one")
             artifact.load(self.version(earlier[-1]), earlier[-1])
@@ -244,7 +242,7 @@ class Store:
         """
         removed = []
         with self._locked():
-            promoted = [e.digest for e in self.history() if e.event in ("promoted", "pinned", "rolled back")]
+            promoted = [event.digest for event in self.history() if event.event in MADE_CURRENT]
             needed = {self.current(), self.pinned(), *list(dict.fromkeys(reversed(promoted)))[:keep]}
             self._adopt(None)
             idle = [folder for folder in self._trials() if not _busy(folder)]
@@ -275,17 +273,15 @@ class Store:
         return events
 
     def _judge(self, folder: Path, ground: Ground | None) -> Event:
+        event = Event(_now(), "refused", "", "")
         try:
             model = artifact.load(folder)
             model.check_answer()
-            challenger = model.manifest
+            self._decide(event, model.manifest, ground)
         except artifact.ArtifactError as error:
-            event = Event(_now(), "refused", "", str(error))
-        else:
-            event = self._decide(challenger, challenger.gate or Gate(), ground)
-            if event.event == "promoted":
-                self._commit(folder, challenger)
-                self._point("CURRENT", challenger.digest)
+            event.reason = str(error)
+        if event.event == "promoted":
+            self._point("CURRENT", self._commit(folder, model.manifest))
         return self._close(folder, event)
 
     def _close(self, folder: Path, event: Event) -> Event:
@@ -295,19 +291,17 @@ class Store:
         files.write(folder / OFFERED, msgspec.json.encode(event))
         return event
 
-    def _decide(self, challenger: artifact.Manifest, gate: Gate, ground: Ground | None) -> Event:
-        event = Event(_now(), "kept", challenger.digest, "", previous=self.current())
-        event.accuracy, event.data_digest = challenger.metrics.validation.accuracy, challenger.data_digest
-        event.event, event.reason = self._verdict(event, challenger, gate, ground)
+    def _decide(self, event: Event, challenger: artifact.Manifest, ground: Ground | None) -> None:
+        """Fill in what becomes of a challenger, why, and the figures that decide."""
+        event.digest, event.data_digest = challenger.digest, challenger.data_digest
+        event.previous, event.accuracy = self.current(), challenger.metrics.validation.accuracy
+        event.event, event.reason = self._verdict(event, challenger, ground)
         if event.current_learned:
             share = f"{event.current_learned:.0%}"
             event.reason += f"; the current model had learned from about {share} of the rows compared"
-        return event
 
-    def _verdict(
-        self, event: Event, challenger: artifact.Manifest, gate: Gate, ground: Ground | None
-    ) -> tuple[Decision, str]:
-        """What becomes of a challenger, and why; `event` gets the figures that decide."""
+    def _verdict(self, event: Event, challenger: artifact.Manifest, ground: Ground | None) -> tuple[Decision, str]:
+        gate = challenger.gate or Gate()
         if self.pinned():
             return "recorded", "a version is pinned; `unpin` lets offers decide again"
         if gate.policy == "manual":
