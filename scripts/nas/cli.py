@@ -254,6 +254,7 @@ def models(
     model: Model = "iris",
     keep: Annotated[int, typer.Option(help="gc: promoted versions to keep.")] = 5,
     older_than: Annotated[float, typer.Option(metavar="DAYS", help="gc: keep what is younger.")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="gc: only tell what would go.")] = False,
     target: On = AUTO,
     release: Release = None,
     namespace: Namespace = NAMESPACE,
@@ -276,6 +277,7 @@ def models(
         )
     words = [action.value, *([digest] if digest else []), "--model", model]
     words += [f"--keep={keep}", f"--older-than={older_than}"] if action is Action.gc else []
+    words += ["--dry-run"] if dry_run else []
     cluster, name = _place(target, namespace, release, model)
     if cluster:
         raise typer.Exit(release_.models(cluster, ROOT, name, words))
