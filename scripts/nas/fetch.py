@@ -21,7 +21,7 @@ def ensure(folder: Path) -> None:
         return
     words = ["--python", sys.executable, "--compile-bytecode", "-r", str(path)]
     with contextlib.suppress(NasError):
-        pip("--check", *words)
+        pip("--check", "--offline", *words)
         return
     print(f"setting up {folder.name}", flush=True)
     try:
