@@ -236,7 +236,7 @@ def tutorial(runs: int) -> list[Row]:
     for run in range(1, 4 * runs + 1):
         with searched("values/tutorial/mnist.yaml", run) as history:
             reached.append(float(history.value(history.best) >= 0.98))
-            epochs.append(float(history.facts()["spent"]["epochs"]))
+            epochs.append(float(history.spent()["epochs"]))
         print(f"tutorial run {run}: {'reached' if reached[-1] else 'missed'} after {epochs[-1]:.0f} epochs", flush=True)
     return [
         ["", "mean", "sd", "min", "max", "searches"],
@@ -252,7 +252,7 @@ def shipped(runs: int) -> list[Row]:
         start = time.monotonic()
         with searched("mnist", run) as history:
             seconds.append(time.monotonic() - start)
-            accuracies.append(history.facts()["best"]["test_accuracy"])
+            accuracies.append(history.manifest.metrics.test.accuracy)
         print(f"shipped run {run}: {accuracies[-1]:.4f} on the test set, {seconds[-1]:.0f} s", flush=True)
     return [
         ["", "mean", "sd", "min", "max", "searches"],
@@ -266,9 +266,8 @@ def best(runs: int) -> list[Row]:
     accuracies, seconds = [], []
     for run in range(1, runs + 1):
         with searched("mnist-best", run) as history:
-            facts = history.facts()
-            accuracies.append(facts["best"]["test_accuracy"])
-            seconds.append(max(trial["seconds"] for trial in facts["trials"]))
+            accuracies.append(history.manifest.metrics.test.accuracy)
+            seconds.append(max(trial.ended - trial.started for trial in history.trials))
         print(f"best run {run}: {accuracies[-1]:.4f} on the test set, longest trial {seconds[-1]:.0f} s", flush=True)
     return [
         ["", "mean", "sd", "min", "max", "searches"],

@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import datetime
 import errno
+import json
 import re
 import shutil
 import signal
@@ -20,7 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -424,6 +425,14 @@ def explain(error: Exception, path: Path) -> str:
     return f"can't write to {path}: {error.strerror}: check its owner and mode (uid and gid 1000 in a pod)"
 
 
+def told(manifest: artifact.Manifest) -> dict[str, Any]:
+    """A manifest as plain data, for people."""
+    plain: dict[str, Any] = msgspec.to_builtins(manifest)
+    for kept in ("outcomes", "learned"):  # of validation and training rows, for comparisons alone
+        del plain[kept]
+    return plain
+
+
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
 
@@ -446,10 +455,7 @@ def _list(store: Store, _: argparse.Namespace) -> Iterator[str]:
 
 
 def _show(store: Store, args: argparse.Namespace) -> Iterator[str]:
-    told = msgspec.to_builtins(store.find(args.of).manifest)
-    for about_rows in ("outcomes", "learned"):  # for comparisons alone
-        told.pop(about_rows, None)
-    yield msgspec.json.format(msgspec.json.encode(told)).decode()
+    yield json.dumps(told(store.find(args.of).manifest), indent=2)
 
 
 def _lineage(store: Store, args: argparse.Namespace) -> Iterator[str]:
@@ -500,7 +506,7 @@ def _rollback(store: Store, _: argparse.Namespace) -> list[str]:
     return [f"{store.rollback().digest[:12]} is current again, and pinned; `unpin` lets offers decide"]
 
 
-def _told(event: Event) -> list[str]:
+def _said(event: Event) -> list[str]:
     return [f"{event.event} {event.digest[:12]}: {event.reason}"]
 
 
@@ -510,10 +516,10 @@ COMMANDS: dict[str, tuple[str, Callable[[Store, argparse.Namespace], Iterable[st
     "show": ("[DIGEST]", _show, "a model's manifest"),
     "lineage": ("[DIGEST]", _lineage, "where a model comes from, back to the first ancestor"),
     "history": ("", _history, "every decision, oldest first; as JSON lines it is history.jsonl"),
-    "offer": ("FOLDER", lambda s, a: _told(s.offer(Path(a.of))), "propose the model in a trial's folder"),
-    "promote": ("DIGEST", lambda s, a: _told(s.promote(a.of)), "make a model current, and pin it"),
+    "offer": ("FOLDER", lambda s, a: _said(s.offer(Path(a.of))), "propose the model in a trial's folder"),
+    "promote": ("DIGEST", lambda s, a: _said(s.promote(a.of)), "make a model current, and pin it"),
     "rollback": ("", _rollback, "go back to the version before the current one, and pin it"),
-    "unpin": ("", lambda s, _: _told(s.unpin()), "let offers decide again"),
+    "unpin": ("", lambda s, _: _said(s.unpin()), "let offers decide again"),
     "verify": ("", _verify, "check every version; exit status 1 if one is broken"),
     "gc": ("", _gc, "remove old versions and trials: never what is served, pinned or young"),
 }

@@ -236,12 +236,12 @@ def report(
     """
     fetch.ensure(ROOT / "scripts/nas/report")
     from nas.engine import Places
-    from nas.report import history, write
+    from nas.report import history, page
 
     cluster, name = _place(target, namespace, release, model)
     here = Places(ROOT, HOME)
     source = history.there(cluster, here, name, experiment) if cluster else history.here(here, model, experiment)
-    write(source, form.value, output, HOME / "report")
+    page.write(source, form.value, output, HOME / "report")
 
 
 Action = StrEnum("Action", ["list", "show", "lineage", "history", "promote", "rollback", "unpin", "verify", "gc"])
