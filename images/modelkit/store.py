@@ -475,7 +475,7 @@ def _history(store: Store, _: argparse.Namespace) -> Iterator[str]:
     rows = [("TIME", "DECISION", "DIGEST", "TRIAL", "ACCURACY", "CURRENT'S", "REASON")]
     for e in store.history():
         figures = (_four(e.accuracy), _four(e.current_accuracy))
-        rows.append((e.time[:19], e.event, e.digest[:12], e.trial or "-", *figures, e.reason))
+        rows.append((e.time[:19], e.event, e.digest[:12], (e.trial or "-").rpartition("/")[2], *figures, e.reason))
     return _table(rows)
 
 

@@ -413,8 +413,8 @@ def test_history_is_a_line_for_each_decision_with_both_figures_and_its_reason(
     head, *lines = [re.split(r"  +", line) for line in capsys.readouterr().out.splitlines()]
     assert head == ["TIME", "DECISION", "DIGEST", "TRIAL", "ACCURACY", "CURRENT'S", "REASON"]
     assert [line[1:] for line in lines] == [
-        ["promoted", first.digest[:12], "search/a", "0.8000", "-", "the first model"],
-        ["kept", kept.digest[:12], "search/bee", "0.7500", "0.8000", "the current model is still the best"],
+        ["promoted", first.digest[:12], "a", "0.8000", "-", "the first model"],
+        ["kept", kept.digest[:12], "bee", "0.7500", "0.8000", "the current model is still the best"],
         ["pinned", first.digest[:12], "-", "-", "-", "promoted by hand"],
         ["unpinned", first.digest[:12], "-", "-", "-", "offers decide again"],
     ]
