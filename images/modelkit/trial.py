@@ -236,7 +236,7 @@ class Trial:
 
     def epochs(self) -> Iterator[int]:
         """Epoch numbers from 1, or from where a killed trial left off, until `--epochs` or `--patience` says stop."""
-        while len(self.history) < self._args.epochs and not self._out_of_patience():
+        while len(self.history) < min(self._args.epochs, (self.best.epoch if self.best else 0) + self._args.patience):
             self._started = time.monotonic()
             before = len(self.history)
             yield before + 1
@@ -363,9 +363,6 @@ class Trial:
         evaluation = artifact.Evaluation.of(probabilities, rows, labels)
         files.write(self.folder / artifact.EVALUATION_FILE, msgspec.json.encode(evaluation), durable=False)
         return artifact.score(probabilities, labels, "test")
-
-    def _out_of_patience(self) -> bool:
-        return self.best is not None and len(self.history) - self.best.epoch >= self._args.patience
 
     def _resume(self) -> None:
         """Go on from the checkpoint of the same trial, printing its epoch lines again: Katib lost them."""

@@ -89,9 +89,13 @@ class History(Progress):
                 self.experiment.observe(line, trial.observation)
                 if self.experiment.stops(trial.rule, trial.observation):
                     break  # what a stopped trial printed later never counted
-        self.manifest = self._read(artifact.MANIFEST_FILE, artifact.Manifest)
-        evaluation = self._read(artifact.EVALUATION_FILE, artifact.Evaluation) if self.manifest else None
-        self.evaluation = evaluation or artifact.Evaluation([], [])
+        self.manifest: artifact.Manifest | None = None
+        self.evaluation = artifact.Evaluation([], [])
+        kept = self.store.folder / "trials" / self.experiment.name / (self.best.name if self.best else "")
+        with contextlib.suppress(OSError, msgspec.DecodeError):  # gone, as after `gc`, or not a trial's by modelkit
+            self.manifest = msgspec.json.decode((kept / artifact.MANIFEST_FILE).read_bytes(), type=artifact.Manifest)
+            evaluation = (kept / artifact.EVALUATION_FILE).read_bytes()
+            self.evaluation = msgspec.json.decode(evaluation, type=artifact.Evaluation)
 
     def values(self, trial: Trial) -> list[float]:
         """Its objective metric, epoch by epoch."""
@@ -175,15 +179,6 @@ class History(Progress):
             "trial_seconds": round(seconds, 1),
             "trial_seconds_saved": round((between + within) * seconds / max(1, epochs), 1),
         }
-
-    def _read(self, name: str, kind: type[Any]) -> Any:
-        """A file the best trial left in the store; None when it is gone, as after `gc`."""
-        if not self.best:
-            return None
-        folder = self.store.folder / "trials" / self.experiment.name / self.best.name
-        with contextlib.suppress(OSError, msgspec.DecodeError):
-            return msgspec.json.decode((folder / name).read_bytes(), type=kind)
-        return None
 
 
 def trial_seconds(trial: Trial) -> float | None:

@@ -81,6 +81,7 @@ def _tables(history: History) -> dict[str, list[list[Any]]]:
     """What both forms show as tables, each as its head and rows."""
     spent, manifest, names = history.spent(), history.manifest, list(history.trials[0].assignments)
     limit = f" of at most {spent['epochs_limit']}" if spent["epochs_limit"] else ""
+    classes = manifest.classes if manifest else []
     features = [feature.name for feature in manifest.input.features or []] if manifest else []
     return {
         "cost": [
@@ -97,7 +98,7 @@ def _tables(history: History) -> dict[str, list[list[Any]]]:
         "mistakes": [
             ["true", "predicted", "probability", *features],
             *(
-                [manifest.classes[m.label], manifest.classes[m.predicted], f"{m.probability:.0%}"]
+                [classes[m.label], classes[m.predicted], f"{m.probability:.0%}"]
                 + [number(value) for value in m.row[: len(features)]]
                 for m in history.evaluation.mistakes
             ),
