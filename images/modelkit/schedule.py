@@ -23,34 +23,27 @@ from typing import Any
 
 from modelkit.store import Store, StoreError
 
-ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")  # the pod's; its token is renewed meanwhile
 POLL = 5.0  # seconds between two looks at the search
 FAILED, AGAIN = 1, 75  # exit statuses: the search failed or was refused; another try may go better
 Manifest = dict[str, Any]
 Unanswered = (OSError, http.client.HTTPException, json.JSONDecodeError)  # from an API server or a network that is down
 
 
-class Experiments:
-    """The Experiments of this pod's namespace."""
+def ask(path: str = "", new: Manifest | None = None) -> Manifest:
+    """What is at `path` below this namespace's Experiments: a name, or a query; `new` is created.
 
-    def __init__(self, account: Path = ACCOUNT) -> None:
-        namespace = (account / "namespace").read_text()
-        self._url = f"https://kubernetes.default.svc/apis/kubeflow.org/v1beta1/namespaces/{namespace}/experiments"
-        self._account, self._trust = account, ssl.create_default_context(cafile=str(account / "ca.crt"))
-        self._trust.verify_flags &= ~ssl.VERIFY_X509_STRICT  # clusters' own authorities lack extensions it asks for
-
-    def ask(self, path: str = "", new: Manifest | None = None) -> Manifest:
-        """What is at `path` below the Experiments: a name, or a query; `new` is created.
-
-        Raises one of Unanswered: a urllib.error.HTTPError when the API server or Katib's webhook refuses it.
-        """
-        data = json.dumps(new).encode() if new else None
-        token = (self._account / "token").read_text()  # it is renewed while the pod runs
-        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
-        request = urllib.request.Request(self._url + path, data, headers)
-        with urllib.request.urlopen(request, context=self._trust, timeout=30) as answer:
-            found: Manifest = json.load(answer)
-        return found
+    Raises one of Unanswered: a urllib.error.HTTPError when the API server or Katib's webhook refuses it.
+    """
+    namespace = (ACCOUNT / "namespace").read_text()
+    url = f"https://kubernetes.default.svc/apis/kubeflow.org/v1beta1/namespaces/{namespace}/experiments{path}"
+    headers = {"Authorization": f"Bearer {(ACCOUNT / 'token').read_text()}", "Content-Type": "application/json"}
+    request = urllib.request.Request(url, json.dumps(new).encode() if new else None, headers)
+    trust = ssl.create_default_context(cafile=str(ACCOUNT / "ca.crt"))
+    trust.verify_flags &= ~ssl.VERIFY_X509_STRICT  # clusters' own authorities lack extensions it asks for
+    with urllib.request.urlopen(request, context=trust, timeout=30) as answer:
+        found: Manifest = json.load(answer)
+    return found
 
 
 def end(experiment: Manifest) -> Manifest | None:
@@ -70,10 +63,10 @@ def next_experiment(template: str, base: str, now: datetime.datetime, job: str, 
     return experiment
 
 
-def _choose(api: Experiments, template: str, args: argparse.Namespace) -> str | None:
+def _choose(template: str, args: argparse.Namespace) -> str | None:
     """The name of the Experiment to follow, created unless this Job has one; None when there is nothing to do."""
     job, uid = os.environ["NAS_JOB"], os.environ["NAS_JOB_UID"]
-    mine = api.ask("?labelSelector=" + urllib.parse.quote(f"nas/job={uid}"))["items"]
+    mine = ask("?labelSelector=" + urllib.parse.quote(f"nas/job={uid}"))["items"]
     if mine:
         name: str = mine[0]["metadata"]["name"]
         print(f"{name} is there: following it", flush=True)
@@ -87,21 +80,21 @@ def _choose(api: Experiments, template: str, args: argparse.Namespace) -> str | 
         if Store(args.root, model).has_seen(digest):
             print(f"no search: a model of {model} has learned from this data ({digest}) already", flush=True)
             return None
-    for other in api.ask()["items"]:
+    for other in ask()["items"]:
         if other["metadata"].get("annotations", {}).get("nas/model") == model and not end(other):
             print(f"no search: {other['metadata']['name']} still runs", flush=True)
             return None
-    api.ask(new=experiment)
+    ask(new=experiment)
     name = experiment["metadata"]["name"]
     print(f"{name} is created", flush=True)
     return name
 
 
-def _follow(api: Experiments, name: str) -> int:
+def _follow(name: str) -> int:
     """Wait until the Experiment is over, and tell how it ended. An API server that is away for a while is awaited."""
     while True:
         try:
-            over = end(api.ask(f"/{name}"))
+            over = end(ask(f"/{name}"))
         except Unanswered as error:
             if _final(error):
                 raise
@@ -118,7 +111,7 @@ def _final(error: Exception) -> bool:
     return isinstance(error, urllib.error.HTTPError) and 400 <= error.code < 500 and error.code != 429
 
 
-def main(argv: list[str] | None = None, api: Experiments | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """The exit status: 0 for a search that succeeded or wasn't needed, FAILED, or AGAIN."""
     parser = argparse.ArgumentParser(prog="python3 -m modelkit.schedule", description=__doc__)
     parser.add_argument("template", type=Path, help="the Experiment as JSON, with placeholders")
@@ -127,9 +120,8 @@ def main(argv: list[str] | None = None, api: Experiments | None = None) -> int:
     parser.add_argument("--data-digest", type=Path, help="a file: skip the search if a model learned from these data")
     args = parser.parse_args(argv)
     try:
-        api = api or Experiments()
-        name = _choose(api, args.template.read_text(), args)
-        return _follow(api, name) if name else 0
+        name = _choose(args.template.read_text(), args)
+        return _follow(name) if name else 0
     except urllib.error.HTTPError as error:
         told = error.read().decode(errors="replace")
         with contextlib.suppress(ValueError, KeyError):

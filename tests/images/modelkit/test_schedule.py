@@ -26,7 +26,7 @@ TEMPLATE = {
 Experiment = dict[str, Any]
 
 
-class Api(schedule.Experiments):
+class Api:
     """The API server's Experiments, which end as `end` says as soon as they are looked at."""
 
     def __init__(self, end: str = "Succeeded") -> None:
@@ -61,7 +61,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     template.write_text(json.dumps(TEMPLATE))
 
     def start(api: Api, *words: str) -> int:
-        return schedule.main([str(template), "--base=iris-nas", f"--root={tmp_path}", *words], api)
+        monkeypatch.setattr(schedule, "ask", api.ask)
+        return schedule.main([str(template), "--base=iris-nas", f"--root={tmp_path}", *words])
 
     return start
 
@@ -207,10 +208,10 @@ def test_the_api_server_is_asked_in_the_pods_namespace_with_the_token_of_the_mom
         return io.BytesIO(b'{"items": []}')
 
     monkeypatch.setattr(urllib.request, "urlopen", answer)
-    api = schedule.Experiments(tmp_path)
-    assert api.ask("/one") == {"items": []}
+    monkeypatch.setattr(schedule, "ACCOUNT", tmp_path)
+    assert schedule.ask("/one") == {"items": []}
     (tmp_path / "token").write_text("new")
-    api.ask(new={"kind": "Experiment"})
+    schedule.ask(new={"kind": "Experiment"})
     assert [(request.get_method(), request.get_header("Authorization")) for request in asked] == [
         ("GET", "Bearer old"),
         ("POST", "Bearer new"),
