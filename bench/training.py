@@ -70,7 +70,7 @@ def searched(values: str, run: int, *settings: str) -> Iterator[Any]:
             command += ["--set", setting]
         subprocess.run(command, env=os.environ | {"NAS_HOME": scratch}, stdout=subprocess.DEVNULL, check=True, cwd=ROOT)
         model = next((home / "model").iterdir()).name
-        yield history.History(history.here(Places(ROOT, home), model, None))
+        yield history.here(Places(ROOT, home), model, None)
 
 
 def speed(runs: int) -> list[Row]:

@@ -1,6 +1,6 @@
 """Write the chart's values.yaml, values.schema.json and docs/values.md from the schema.yaml files.
 
-Usage: python scripts/chart_values.py [--check]     --check only says which are out of date, by its exit status
+Usage: python scripts/chart_values.py [--check]     --check only says whether one is out of date, by its exit status
 """
 
 import json
@@ -134,16 +134,13 @@ def written(schema: Schema) -> dict[Path, str]:
     }
 
 
-def main() -> int:
-    stale = {path: text for path, text in written(source()).items() if not path.exists() or path.read_text() != text}
-    if "--check" not in sys.argv:
-        for path, text in stale.items():
+def main() -> None:
+    for path, text in written(source()).items():
+        if "--check" not in sys.argv:
             path.write_text(text)
-        return 0
-    for path in stale:
-        print(f"{path.relative_to(ROOT)} is out of date: run `make values`", file=sys.stderr)
-    return 1 if stale else 0
+        elif not path.exists() or path.read_text() != text:
+            sys.exit(f"{path.relative_to(ROOT)} is out of date: run `make values`")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

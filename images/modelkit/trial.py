@@ -182,8 +182,7 @@ class Trial:
         self.folder: Path = args.export_path
         self.state: dict[str, Array] | None = None
         self.history: list[Epoch] = []
-        self._args, self._input, self._classes = args, input, list(classes)
-        self._data = data
+        self._args, self._data, self._input, self._classes = args, data, input, list(classes)
         path, self._store = self.folder.absolute(), None
         if path.parts[-3:-2] == ("trials",):  # STORE/MODEL/trials/EXPERIMENT/TRIAL
             with self._plain_errors():
@@ -197,7 +196,6 @@ class Trial:
         learned = np.delete(known, data.held[0]) if data.estimator == "holdout" else known
         self._learned = np.sort(learned)[:_SAMPLE].tobytes()
         self._warm_start = ""
-        self._gate = artifact.Gate(args.promotion, args.min_improvement, args.significance)
         self._fingerprint = json.dumps([self._parameters, args.seed, self._data_digest], sort_keys=True)
         self._started = time.monotonic()
         self._signal, self._saving = 0, False
@@ -322,7 +320,7 @@ class Trial:
             data_digest=self._data_digest,
             outcomes=outcomes,
             learned=self._learned,
-            gate=self._gate,
+            gate=artifact.Gate(self._args.promotion, self._args.min_improvement, self._args.significance),
             warm_start=self._warm_start or None,
             image=os.environ.get("NAS_IMAGE", ""),
             versions=_versions(),

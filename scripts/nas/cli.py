@@ -240,8 +240,8 @@ def report(
 
     cluster, name = _place(target, namespace, release, model)
     here = Places(ROOT, HOME)
-    source = history.there(cluster, here, name, experiment) if cluster else history.here(here, model, experiment)
-    page.write(source, form.value, output, HOME / "report")
+    found = history.there(cluster, here, name, experiment) if cluster else history.here(here, model, experiment)
+    page.write(found, form.value, output, HOME / "report")
 
 
 Action = StrEnum("Action", ["list", "show", "lineage", "history", "promote", "rollback", "unpin", "verify", "gc"])

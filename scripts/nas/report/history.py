@@ -3,7 +3,6 @@
 import contextlib
 import re
 import shlex
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -22,70 +21,24 @@ from nas.progress import Progress, Trial, read_trial
 from nas.view import meter
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where a search is told: its Experiment, its Trials, what each of them printed, and the store it fed.
-
-    The objects have Katib's shape, so that those of this machine and of a cluster read alike.
-    """
-
-    experiment: Manifest
-    trials: list[Manifest]
-    printed: dict[str, str]  # by the trial's name; none when nothing is known
-    store: Store
-
-
-def here(places: Places, model: str, name: str | None) -> Source:
-    """The search `name` on this machine, or the latest one of `model`. Raises NasError when there is none."""
-    for folder, manifest in recorded(places):
-        experiment = Experiment(manifest)
-        if experiment.name == name if name else experiment.model == model:
-            trials = [load(path) for path in (folder / "trials").glob("*.yaml")]
-            printed = {path.stem: path.read_text(errors="replace") for path in (folder / "logs").glob("*.log")}
-            return Source(manifest, trials, printed, Store(places.store, experiment.model))
-    wanted = f"experiment {name}" if name else f"search of model {model!r}"
-    there = ", ".join(folder.name for folder, _ in recorded(places)) or "none"
-    raise NasError(f"no {wanted} in {places.home / 'runs'} (there: {there}): run one, or name another")
-
-
-def there(cluster: Cluster, places: Places, release: str, name: str | None) -> Source:
-    """The search `name` of a release on a cluster, or its latest; the model's files are copied from the claim.
-
-    Raises NasError when there is none.
-    """
-    found = cluster.objects("Experiment", f"app.kubernetes.io/instance={release}")
-    found = [manifest for manifest in found if name in (None, manifest["metadata"]["name"])]
-    if not found:
-        raise NasError(f"no search {name or ''} of release {release} in namespace {cluster.namespace}")
-    manifest = max(found, key=lambda m: str(m["metadata"]["creationTimestamp"]))
-    experiment, folder = Experiment(manifest, local=False), places.home / "report" / release
-    trials = cluster.objects("Trial", f"{EXPERIMENT}={experiment.name}")
-    with artifacts.opened(cluster, places.root, release) as claim, meter("copying models") as copied:
-        claim.copy(experiment.model, folder / experiment.model, copied)
-    printed = {
-        path.parent.name: "".join(
-            "epoch={epoch} loss={loss!r} accuracy={accuracy!r}\n".format(**msgspec.json.decode(line))
-            for line in path.read_bytes().splitlines()
-        )
-        for path in folder.glob(f"{experiment.model}/trials/{experiment.name}/*/metrics.jsonl")
-    }
-    return Source(manifest, trials, printed, Store(folder, experiment.model))
-
-
 class History(Progress):
-    """A search read from its source: trials in the order they started, with every value they printed."""
+    """A search from its Experiment, its Trials, what each printed (by name; none if not known), and the store it fed.
 
-    def __init__(self, source: Source) -> None:
-        super().__init__(Experiment(source.experiment, local=False))
-        self.store = source.store
-        state: Manifest = (source.experiment.get("status", {}).get("conditions") or [{}])[-1]
+    The objects have Katib's shape: those of this machine and of a cluster read alike. Trials are in the order they
+    started, with every value they printed.
+    """
+
+    def __init__(self, experiment: Manifest, trials: list[Manifest], printed: dict[str, str], store: Store) -> None:
+        super().__init__(Experiment(experiment, local=False))
+        self.store = store
+        state: Manifest = (experiment.get("status", {}).get("conditions") or [{}])[-1]
         self.state, self.reason = state.get("type", "Running"), state.get("message", "")
-        self.trials = sorted(map(read_trial, source.trials), key=lambda trial: trial.started)
+        self.trials = sorted(map(read_trial, trials), key=lambda trial: trial.started)
         if not self.trials:
             raise NasError(f"experiment {self.experiment.name} has no trial yet: wait for its first")
-        self._jobs = {m["metadata"]["name"]: m["spec"].get("runSpec") for m in source.trials}
+        self._jobs = {m["metadata"]["name"]: m["spec"].get("runSpec") for m in trials}
         for trial in self.trials:
-            for line in source.printed.get(trial.name, "").splitlines():
+            for line in printed.get(trial.name, "").splitlines():
                 self.experiment.observe(line, trial.observation)
                 if self.experiment.stops(trial.rule, trial.observation):
                     break  # what a stopped trial printed later never counted
@@ -179,6 +132,43 @@ class History(Progress):
             "trial_seconds": round(seconds, 1),
             "trial_seconds_saved": round((between + within) * seconds / max(1, epochs), 1),
         }
+
+
+def here(places: Places, model: str, name: str | None) -> History:
+    """The search `name` on this machine, or the latest one of `model`. Raises NasError when there is none."""
+    for folder, manifest in recorded(places):
+        experiment = Experiment(manifest)
+        if experiment.name == name if name else experiment.model == model:
+            trials = [load(path) for path in (folder / "trials").glob("*.yaml")]
+            printed = {path.stem: path.read_text(errors="replace") for path in (folder / "logs").glob("*.log")}
+            return History(manifest, trials, printed, Store(places.store, experiment.model))
+    wanted = f"experiment {name}" if name else f"search of model {model!r}"
+    there = ", ".join(folder.name for folder, _ in recorded(places)) or "none"
+    raise NasError(f"no {wanted} in {places.home / 'runs'} (there: {there}): run one, or name another")
+
+
+def there(cluster: Cluster, places: Places, release: str, name: str | None) -> History:
+    """The search `name` of a release on a cluster, or its latest; the model's files are copied from the claim.
+
+    Raises NasError when there is none.
+    """
+    found = cluster.objects("Experiment", f"app.kubernetes.io/instance={release}")
+    found = [manifest for manifest in found if name in (None, manifest["metadata"]["name"])]
+    if not found:
+        raise NasError(f"no search {name or ''} of release {release} in namespace {cluster.namespace}")
+    manifest = max(found, key=lambda m: str(m["metadata"]["creationTimestamp"]))
+    experiment, folder = Experiment(manifest, local=False), places.home / "report" / release
+    trials = cluster.objects("Trial", f"{EXPERIMENT}={experiment.name}")
+    with artifacts.opened(cluster, places.root, release) as claim, meter("copying models") as copied:
+        claim.copy(experiment.model, folder / experiment.model, copied)
+    printed = {
+        path.parent.name: "".join(
+            "epoch={epoch} loss={loss!r} accuracy={accuracy!r}\n".format(**msgspec.json.decode(line))
+            for line in path.read_bytes().splitlines()
+        )
+        for path in folder.glob(f"{experiment.model}/trials/{experiment.name}/*/metrics.jsonl")
+    }
+    return History(manifest, trials, printed, Store(folder, experiment.model))
 
 
 def trial_seconds(trial: Trial) -> float | None:

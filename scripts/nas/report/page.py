@@ -17,7 +17,7 @@ from PIL import Image
 from plotly.offline import get_plotlyjs
 
 from nas.progress import Trial
-from nas.report.history import History, Source, trial_seconds
+from nas.report.history import History, trial_seconds
 from nas.view import number
 
 COLOURS = {"Succeeded": "#5b8def", "EarlyStopped": "#e0a030", "best": "#2fa36b", "other": "#9aa0a6"}
@@ -27,12 +27,11 @@ CLEAR = "rgba(0,0,0,0)"
 GRID = {"gridcolor": "rgba(128,128,128,.25)", "zeroline": False}
 
 
-def write(source: Source, form: str, output: Path | None, folder: Path) -> None:
+def write(history: History, form: str, output: Path | None, folder: Path) -> None:
     """Write the report of a search as html, md or json to `output` ("-": print it), else into `folder`.
 
-    Raises NasError when there is nothing to tell, OSError.
+    Raises OSError.
     """
-    history = History(source)
     text = msgspec.json.encode(history.facts()).decode() + "\n" if form == "json" else page(history, form)
     if str(output) == "-":
         print(text, end="")
@@ -55,7 +54,8 @@ def page(history: History, form: str) -> str:
         figures = {"curves": _curves, "progress": _progress, "parallel": _parallel}
         shown["figures"] = {name: Markup(draw(history)) for name, draw in figures.items()}
         shown |= {"plotly": Markup(get_plotlyjs()), "legend": [(text, COLOURS[key]) for text, key in LEGEND.items()]}
-        shown |= {"pictures": _pictures(history), "worst": _worst(history.evaluation.confusion)}
+        wrong = np.array(history.evaluation.confusion or [[0]])
+        shown |= {"pictures": _pictures(history), "worst": max(1, (wrong - np.diag(np.diag(wrong))).max())}
         shown["estimator"] = _estimator(history)
     return environment.get_template(f"page.{form}").render(shown)
 
@@ -123,13 +123,6 @@ def _pictures(history: History) -> list[str]:
     """What the model took for something else, if it takes images."""
     shape = history.manifest.input.image if history.manifest else None
     return [picture(mistake, shape) for mistake in history.evaluation.mistakes] if shape else []
-
-
-def _worst(confusion: list[list[int]]) -> int:
-    """The most rows that are in one wrong cell, at least 1."""
-    wrong = np.array(confusion or [[0]])
-    np.fill_diagonal(wrong, 0)
-    return max(1, int(wrong.max()))
 
 
 def picture(mistake: Mistake, shape: list[int]) -> str:
