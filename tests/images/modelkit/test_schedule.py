@@ -48,7 +48,7 @@ class Api:
 
 def over(experiment: Experiment, how: str) -> Experiment:
     experiment["status"] = {
-        "conditions": [{"type": "Running", "status": "False"}, {"type": how, "status": "True", "message": "enough"}],
+        "conditions": [{"type": "Failed", "status": "False"}, {"type": how, "status": "True", "message": "enough"}],
     }
     return experiment
 

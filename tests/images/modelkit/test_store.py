@@ -293,6 +293,13 @@ def test_gc_keeps_what_is_served_pinned_recent_or_running_and_judges_what_was_ki
     assert [path.name for path in running.parent.iterdir()] == ["running"]
 
 
+def test_gc_never_removes_what_is_served(home: Store, trial_folder: Folder) -> None:
+    for name, accuracy in (("a", 0.5), ("b", 0.6)):
+        home.offer(trial_folder(name, accuracy))
+    home.gc(keep=0, older_than=0)
+    assert [folder.name for folder in home.versions()] == [home.current()]
+
+
 @pytest.mark.parametrize("step", ["version", "CURRENT", "history.jsonl"])
 def test_a_promotion_killed_at_any_step_leaves_a_whole_store(
     home: Store, trial_folder: Folder, monkeypatch: pytest.MonkeyPatch, step: str

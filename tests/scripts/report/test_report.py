@@ -222,6 +222,8 @@ def test_lineage_begins_with_the_searchs_own_best_and_goes_on_with_what_it_was_c
     store.promote(str(first))
     store.unpin()
     assert told.lineage()[1][1].startswith("promoted: "), "what came later made it current no more than it was"
+    store.promote(told.manifest.digest)
+    assert told.lineage()[0][1] == "pinned: promoted by hand"
 
 
 @pytest.mark.usefixtures("documented")
