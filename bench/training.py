@@ -70,7 +70,7 @@ def searched(values: str, run: int, *settings: str) -> Iterator[Any]:
             command += ["--set", setting]
         subprocess.run(command, env=os.environ | {"NAS_HOME": scratch}, stdout=subprocess.DEVNULL, check=True, cwd=ROOT)
         model = next((home / "model").iterdir()).name
-        yield history.History(history.here(Places(ROOT, home), model, None))
+        yield history.here(Places(ROOT, home), model, None)
 
 
 def speed(runs: int) -> list[Row]:
@@ -237,7 +237,7 @@ def tutorial(runs: int) -> list[Row]:
     for run in range(1, 4 * runs + 1):
         with searched("values/tutorial/mnist.yaml", run) as history:
             reached.append(float(history.value(history.best) >= 0.98))
-            epochs.append(float(history.facts()["spent"]["epochs"]))
+            epochs.append(float(history.spent()["epochs"]))
         print(f"tutorial run {run}: {'reached' if reached[-1] else 'missed'} after {epochs[-1]:.0f} epochs", flush=True)
     return [
         ["", "mean", "sd", "min", "max", "searches"],
@@ -253,7 +253,7 @@ def shipped(runs: int) -> list[Row]:
         start = time.monotonic()
         with searched("mnist", run) as history:
             seconds.append(time.monotonic() - start)
-            accuracies.append(history.facts()["best"]["test_accuracy"])
+            accuracies.append(history.manifest.metrics.test.accuracy)
         print(f"shipped run {run}: {accuracies[-1]:.4f} on the test set, {seconds[-1]:.0f} s", flush=True)
     return [
         ["", "mean", "sd", "min", "max", "searches"],
@@ -267,9 +267,8 @@ def best(runs: int) -> list[Row]:
     accuracies, seconds = [], []
     for run in range(1, runs + 1):
         with searched("mnist-best", run) as history:
-            facts = history.facts()
-            accuracies.append(facts["best"]["test_accuracy"])
-            seconds.append(max(trial["seconds"] for trial in facts["trials"]))
+            accuracies.append(history.manifest.metrics.test.accuracy)
+            seconds.append(max(trial.ended - trial.started for trial in history.trials))
         print(f"best run {run}: {accuracies[-1]:.4f} on the test set, longest trial {seconds[-1]:.0f} s", flush=True)
     return [
         ["", "mean", "sd", "min", "max", "searches"],

@@ -1,11 +1,9 @@
 """Write the chart's values.yaml, values.schema.json and docs/values.md from the schema.yaml files.
 
-Usage: python scripts/chart_values.py [--check]     --check only says which are out of date, by its exit status
+Usage: python scripts/chart_values.py [--check]     --check only says whether one is out of date, by its exit status
 """
 
-import copy
 import json
-import re
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -40,34 +38,23 @@ def _resolved(node: Any, definitions: Schema) -> Any:
         return node
     node = dict(node)
     if isinstance(used := node.pop("use", None), str):
-        node = copy.deepcopy(definitions[used]) | node
+        node = definitions[used] | node
     if isinstance(included := node.pop("include", None), str):
         node["properties"] = node["properties"] | definitions[included]["properties"]
     is_open = node.pop("open", False)
     result = {key: _resolved(value, definitions) if key != "default" else value for key, value in node.items()}
     if result.get("type") == "object" and not is_open:
         result.setdefault("additionalProperties", False)
-    if isinstance(values := result.get("additionalProperties"), dict):
-        for item in (values, *values.get("properties", {}).values()):
+    if isinstance(each := result.get("additionalProperties"), dict):
+        for item in (each, *each.get("properties", {}).values()):
             _allow_null(item)
-    if "default" in result and _may_be_empty(result):
-        _allow_null(result)
+    may_be_empty = isinstance(each, dict) or (result.get("type") == "array" and "minItems" not in result)
+    if "default" in result and (may_be_empty or result["default"] in ({}, "")):
+        _allow_null(result)  # it takes a default away, as Helm's users know it
     required = [path[0] for path, inner in walk(result) if len(path) == 1 and not _takes_null(inner)]
     if required:
         result["required"] = required  # by null, Helm takes the key itself away
     return result
-
-
-def _may_be_empty(node: Schema) -> bool:
-    """Whether null, which takes a default away as Helm's users know it, means the same as an empty value."""
-    match node.get("type"):
-        case "object":
-            return node["default"] == {} or isinstance(node.get("additionalProperties"), dict)
-        case "array":
-            return "minItems" not in node
-        case "string":
-            return "minLength" not in node and re.search(node.get("pattern", ""), "") is not None
-    return False
 
 
 def _takes_null(node: Schema) -> bool:
@@ -97,13 +84,13 @@ def values(schema: Schema) -> Iterator[str]:
         indent = "  " * (len(path) - 1)
         if not indent:
             yield ""
-        if description := node.get("description"):
-            yield from textwrap.wrap(description, WIDTH, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
-        default = ""
+        comment = f"{indent}# "
+        yield from textwrap.wrap(node.get("description", ""), WIDTH, initial_indent=comment, subsequent_indent=comment)
         if "default" in node:
-            flow = yaml.safe_dump(node["default"], default_flow_style=True, sort_keys=False, width=10**6)
-            default = f" {flow.removesuffix('...' + chr(10)).strip()}"
-        yield f"{indent}{path[-1]}:{default}"
+            line = {path[-1]: node["default"]}
+            yield indent + yaml.safe_dump(line, default_flow_style=True, sort_keys=False, width=10**6)[1:-2]
+        else:
+            yield f"{indent}{path[-1]}:"
 
 
 def reference(schema: Schema) -> Iterator[str]:
@@ -147,16 +134,13 @@ def written(schema: Schema) -> dict[Path, str]:
     }
 
 
-def main() -> int:
-    stale = {path: text for path, text in written(source()).items() if not path.exists() or path.read_text() != text}
-    if "--check" not in sys.argv:
-        for path, text in stale.items():
+def main() -> None:
+    for path, text in written(source()).items():
+        if "--check" not in sys.argv:
             path.write_text(text)
-        return 0
-    for path in stale:
-        print(f"{path.relative_to(ROOT)} is out of date: run `make values`", file=sys.stderr)
-    return 1 if stale else 0
+        elif not path.exists() or path.read_text() != text:
+            sys.exit(f"{path.relative_to(ROOT)} is out of date: run `make values`")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

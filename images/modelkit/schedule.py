@@ -23,62 +23,50 @@ from typing import Any
 
 from modelkit.store import Store, StoreError
 
-ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")  # the pod's; its token is renewed meanwhile
 POLL = 5.0  # seconds between two looks at the search
 FAILED, AGAIN = 1, 75  # exit statuses: the search failed or was refused; another try may go better
+Manifest = dict[str, Any]
 Unanswered = (OSError, http.client.HTTPException, json.JSONDecodeError)  # from an API server or a network that is down
 
 
-class Experiments:
-    """The Experiments of this pod's namespace. A call raises one of Unanswered when the API server can't be asked."""
+def ask(path: str = "", new: Manifest | None = None) -> Manifest:
+    """What is at `path` below this namespace's Experiments: a name, or a query; `new` is created.
 
-    def __init__(self, account: Path = ACCOUNT) -> None:
-        host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"]
-        place = f"[{host}]" if ":" in host else host
-        namespace = (account / "namespace").read_text()
-        self._url = f"https://{place}:{port}/apis/kubeflow.org/v1beta1/namespaces/{namespace}/experiments"
-        self._account, self._trust = account, ssl.create_default_context(cafile=str(account / "ca.crt"))
-        self._trust.verify_flags &= ~ssl.VERIFY_X509_STRICT  # clusters' own authorities lack extensions it asks for
-
-    def get(self, path: str = "") -> dict[str, Any]:
-        """What is at `path` below the Experiments: a name, or a query."""
-        return self._ask(urllib.request.Request(self._url + path))
-
-    def create(self, experiment: dict[str, Any]) -> None:
-        """Raises urllib.error.HTTPError when the API server or Katib's webhook refuses it."""
-        data, kind = json.dumps(experiment).encode(), {"Content-Type": "application/json"}
-        self._ask(urllib.request.Request(self._url, data, kind))
-
-    def _ask(self, request: urllib.request.Request) -> dict[str, Any]:
-        token = (self._account / "token").read_text()  # it is renewed while the pod runs
-        request.add_header("Authorization", f"Bearer {token}")
-        with urllib.request.urlopen(request, context=self._trust, timeout=30) as answer:
-            found: dict[str, Any] = json.load(answer)
-        return found
+    Raises one of Unanswered: a urllib.error.HTTPError when the API server or Katib's webhook refuses it.
+    """
+    namespace = (ACCOUNT / "namespace").read_text()
+    url = f"https://kubernetes.default.svc/apis/kubeflow.org/v1beta1/namespaces/{namespace}/experiments{path}"
+    headers = {"Authorization": f"Bearer {(ACCOUNT / 'token').read_text()}", "Content-Type": "application/json"}
+    request = urllib.request.Request(url, json.dumps(new).encode() if new else None, headers)
+    trust = ssl.create_default_context(cafile=str(ACCOUNT / "ca.crt"))
+    trust.verify_flags &= ~ssl.VERIFY_X509_STRICT  # clusters' own authorities lack extensions it asks for
+    with urllib.request.urlopen(request, context=trust, timeout=30) as answer:
+        found: Manifest = json.load(answer)
+    return found
 
 
-def outcome(experiment: dict[str, Any]) -> tuple[str, str]:
-    """How an Experiment ended and why: ("Succeeded" or "Failed", reason); ("", "") while it runs."""
-    for condition in experiment.get("status", {}).get("conditions", []):
-        if condition["type"] in ("Succeeded", "Failed") and condition["status"] == "True":
-            return condition["type"], condition.get("message") or condition.get("reason", "")
-    return "", ""
+def end(experiment: Manifest) -> Manifest | None:
+    """The condition with which an Experiment ended, Succeeded or Failed; None while it runs."""
+    conditions = experiment.get("status", {}).get("conditions", [])
+    ends = [c for c in conditions if c["type"] in ("Succeeded", "Failed") and c["status"] == "True"]
+    return ends[0] if ends else None
 
 
-def next_experiment(template: str, base: str, now: datetime.datetime, job: str, uid: str) -> dict[str, Any]:
+def next_experiment(template: str, base: str, now: datetime.datetime, job: str, uid: str) -> Manifest:
     """The Experiment BASE-YYYYMMDD-HHMM (UTC), owned by the Job `job`, with a seed of its own."""
     name = f"{base}-{now:%Y%m%d-%H%M}"
     values = {"@NAME@": name, "@SEED@": str(zlib.adler32(name.encode()) % (2**31 - 1)), "@JOB@": job, "@UID@": uid}
     for placeholder, value in values.items():
         template = template.replace(placeholder, value)
-    experiment: dict[str, Any] = json.loads(template)
+    experiment: Manifest = json.loads(template)
     return experiment
 
 
-def _choose(api: Experiments, template: str, args: argparse.Namespace) -> str | None:
+def _choose(template: str, args: argparse.Namespace) -> str | None:
     """The name of the Experiment to follow, created unless this Job has one; None when there is nothing to do."""
     job, uid = os.environ["NAS_JOB"], os.environ["NAS_JOB_UID"]
-    mine = api.get("?labelSelector=" + urllib.parse.quote(f"nas/job={uid}"))["items"]
+    mine = ask("?labelSelector=" + urllib.parse.quote(f"nas/job={uid}"))["items"]
     if mine:
         name: str = mine[0]["metadata"]["name"]
         print(f"{name} is there: following it", flush=True)
@@ -92,40 +80,29 @@ def _choose(api: Experiments, template: str, args: argparse.Namespace) -> str | 
         if Store(args.root, model).has_seen(digest):
             print(f"no search: a model of {model} has learned from this data ({digest}) already", flush=True)
             return None
-    for other in api.get()["items"]:
-        if other["metadata"].get("annotations", {}).get("nas/model") == model and not outcome(other)[0]:
+    for other in ask()["items"]:
+        if other["metadata"].get("annotations", {}).get("nas/model") == model and not end(other):
             print(f"no search: {other['metadata']['name']} still runs", flush=True)
             return None
-    api.create(experiment)
+    ask(new=experiment)
     name = experiment["metadata"]["name"]
     print(f"{name} is created", flush=True)
     return name
 
 
-def _follow(api: Experiments, name: str) -> int:
-    """Tell how the Experiment goes until it is over; an API server that is away for a while is waited for."""
-    told = ""
+def _follow(name: str) -> int:
+    """Wait until the Experiment is over, and tell how it ended. An API server that is away for a while is awaited."""
     while True:
         try:
-            experiment = api.get(f"/{name}")
+            over = end(ask(f"/{name}"))
         except Unanswered as error:
             if _final(error):
                 raise
-            line = f"the API server can't be asked ({error}): trying again"
-        else:
-            status = experiment.get("status", {})
-            best = status.get("currentOptimalTrial", {}).get("observation", {}).get("metrics") or []
-            metric = experiment["spec"]["objective"]["objectiveMetricName"]
-            reached = [f"{m['name']}={m.get('latest') or m.get('max')}" for m in best if m["name"] == metric]
-            line = f"{status.get('trials', 0)} trials, {status.get('trialsRunning', 0)} of them running"
-            line = ", best so far ".join([line, *reached])
-            how, why = outcome(experiment)
-            if how:
-                print(f"{line}\n{name}: {how}: {why}", flush=True)
-                return 0 if how == "Succeeded" else FAILED
-        if line != told:
-            print(line, flush=True)
-            told = line
+            print(f"the API server can't be asked ({error}): trying again", flush=True)
+            over = None
+        if over:
+            print(f"{name}: {over['type']}: {over.get('message') or over.get('reason', '')}", flush=True)
+            return 0 if over["type"] == "Succeeded" else FAILED
         time.sleep(POLL)
 
 
@@ -134,7 +111,7 @@ def _final(error: Exception) -> bool:
     return isinstance(error, urllib.error.HTTPError) and 400 <= error.code < 500 and error.code != 429
 
 
-def main(argv: list[str] | None = None, api: Experiments | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """The exit status: 0 for a search that succeeded or wasn't needed, FAILED, or AGAIN."""
     parser = argparse.ArgumentParser(prog="python3 -m modelkit.schedule", description=__doc__)
     parser.add_argument("template", type=Path, help="the Experiment as JSON, with placeholders")
@@ -143,9 +120,8 @@ def main(argv: list[str] | None = None, api: Experiments | None = None) -> int:
     parser.add_argument("--data-digest", type=Path, help="a file: skip the search if a model learned from these data")
     args = parser.parse_args(argv)
     try:
-        api = api or Experiments()
-        name = _choose(api, args.template.read_text(), args)
-        return _follow(api, name) if name else 0
+        name = _choose(args.template.read_text(), args)
+        return _follow(name) if name else 0
     except urllib.error.HTTPError as error:
         told = error.read().decode(errors="replace")
         with contextlib.suppress(ValueError, KeyError):

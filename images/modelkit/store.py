@@ -13,14 +13,15 @@ import argparse
 import contextlib
 import datetime
 import errno
+import json
 import re
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -30,6 +31,7 @@ from modelkit.artifact import Gate
 OFFERED = ".offered"
 DAY = 24 * 3600.0
 Decision = Literal["promoted", "kept", "recorded", "refused", "pinned", "rolled back", "unpinned"]
+MADE_CURRENT = ("promoted", "pinned", "rolled back")  # the decisions that did
 
 
 class StoreError(Exception):
@@ -71,7 +73,6 @@ class Entry(msgspec.Struct, frozen=True):
 
     folder: Path
     manifest: artifact.Manifest
-    version: bool
 
 
 class Store:
@@ -112,10 +113,10 @@ class Store:
     def entries(self) -> list[Entry]:
         """Versions and trials' models that can be read, newest first. Broken ones: see `verify`."""
         found = {}
-        for folder, version in [(f, False) for f in self._trials()] + [(f, True) for f in self.versions()]:
+        for folder in [*self._trials(), *self.versions()]:  # a version counts before its trial
             with contextlib.suppress(artifact.ArtifactError):
                 manifest, _ = artifact.read(folder)
-                found[manifest.digest] = Entry(folder, manifest, version)
+                found[manifest.digest] = Entry(folder, manifest)
         return sorted(found.values(), key=lambda entry: entry.manifest.created, reverse=True)
 
     def find(self, prefix: str | None = None) -> Entry:
@@ -211,17 +212,14 @@ class Store:
     def rollback(self) -> Event:
         """Make CURRENT what it was before its last change, and pin it. Raises StoreError when there is nothing."""
         with self._locked():
-            stack: list[str] = []
+            line: list[str] = []  # of what was current, without what was rolled back
             for event in self.history():
-                if event.event in ("promoted", "pinned") and event.digest != (stack[-1] if stack else None):
-                    stack.append(event.digest)
-                elif event.event == "rolled back":
-                    while stack and stack[-1] != event.digest:
-                        stack.pop()
-                    stack = stack or [event.digest]
-            if stack and stack[-1] != self.current():
-                stack.append(str(self.current()))  # killed between CURRENT and history
-            earlier = [digest for digest in stack[:-1] if self.version(digest).is_dir()]
+                while event.event == "rolled back" and line and line[-1] != event.digest:
+                    line.pop()
+                if event.event in MADE_CURRENT:
+                    line.append(event.digest)
+            current = self.current()
+            earlier = [digest for digest in line if digest != current and self.version(digest).is_dir()]
             if not earlier:
                 raise StoreError(f"{self.model!r} has no earlier version to go back to: `promote DIGEST` chooses one")
             artifact.load(self.version(earlier[-1]), earlier[-1])
@@ -236,23 +234,28 @@ class Store:
             (self.folder / "PINNED").unlink()
             return self._record(Event(_now(), "unpinned", digest, "offers decide again"))
 
-    def gc(self, keep: int = 5, older_than: float = DAY) -> list[Path]:
-        """Remove versions and trials no one needs; returns what was removed.
+    def gc(self, keep: int = 5, older_than: float = DAY, dry_run: bool = False) -> list[Path]:
+        """Remove versions and trials no one needs; returns what was removed, in a dry run what would be.
 
         Kept: CURRENT, what is pinned, the last `keep` promoted versions, trials that run, and all that is younger than
         `older_than` seconds. What a killed trial left is judged first, where CURRENT has the same data.
         """
         removed = []
         with self._locked():
-            promoted = [e.digest for e in self.history() if e.event in ("promoted", "pinned", "rolled back")]
+            promoted = [event.digest for event in self.history() if event.event in MADE_CURRENT]
             needed = {self.current(), self.pinned(), *list(dict.fromkeys(reversed(promoted)))[:keep]}
-            self._adopt(None)
-            idle = [folder for folder in self._trials() if not _busy(folder)]
+            if not dry_run:
+                self._adopt(None)
+            idle = []
+            for folder in self._trials():
+                with contextlib.suppress(files.LockError), files.locked(folder / ".lock", wait=0):
+                    idle.append(folder)
             unfinished = self.folder.glob("versions/.new-*")  # by a process that was killed
             for folder in [*(f for f in self.versions() if f.name not in needed), *idle, *unfinished]:
                 if time.time() - folder.stat().st_mtime >= older_than:
-                    shutil.rmtree(folder)
                     removed.append(folder)
+                    if not dry_run:
+                        shutil.rmtree(folder)
         return removed
 
     # Inside the lock
@@ -275,17 +278,15 @@ class Store:
         return events
 
     def _judge(self, folder: Path, ground: Ground | None) -> Event:
+        event = Event(_now(), "refused", "", "")
         try:
             model = artifact.load(folder)
             model.check_answer()
-            challenger = model.manifest
+            self._decide(event, model.manifest, ground)
         except artifact.ArtifactError as error:
-            event = Event(_now(), "refused", "", str(error))
-        else:
-            event = self._decide(challenger, challenger.gate or Gate(), ground)
-            if event.event == "promoted":
-                self._commit(folder, challenger)
-                self._point("CURRENT", challenger.digest)
+            event.reason = str(error)
+        if event.event == "promoted":
+            self._point("CURRENT", self._commit(folder, model.manifest))
         return self._close(folder, event)
 
     def _close(self, folder: Path, event: Event) -> Event:
@@ -295,19 +296,17 @@ class Store:
         files.write(folder / OFFERED, msgspec.json.encode(event))
         return event
 
-    def _decide(self, challenger: artifact.Manifest, gate: Gate, ground: Ground | None) -> Event:
-        event = Event(_now(), "kept", challenger.digest, "", previous=self.current())
-        event.accuracy, event.data_digest = challenger.metrics.validation.accuracy, challenger.data_digest
-        event.event, event.reason = self._verdict(event, challenger, gate, ground)
+    def _decide(self, event: Event, challenger: artifact.Manifest, ground: Ground | None) -> None:
+        """Fill in what becomes of a challenger, why, and the figures that decide."""
+        event.digest, event.data_digest = challenger.digest, challenger.data_digest
+        event.previous, event.accuracy = self.current(), challenger.metrics.validation.accuracy
+        event.event, event.reason = self._verdict(event, challenger, ground)
         if event.current_learned:
             share = f"{event.current_learned:.0%}"
             event.reason += f"; the current model had learned from about {share} of the rows compared"
-        return event
 
-    def _verdict(
-        self, event: Event, challenger: artifact.Manifest, gate: Gate, ground: Ground | None
-    ) -> tuple[Decision, str]:
-        """What becomes of a challenger, and why; `event` gets the figures that decide."""
+    def _verdict(self, event: Event, challenger: artifact.Manifest, ground: Ground | None) -> tuple[Decision, str]:
+        gate = challenger.gate or Gate()
         if self.pinned():
             return "recorded", "a version is pinned; `unpin` lets offers decide again"
         if gate.policy == "manual":
@@ -385,10 +384,7 @@ class Store:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreError(explain(error, self.folder)) from error
+        self.folder.mkdir(parents=True, exist_ok=True)
         with files.locked(self.folder / ".lock"):
             yield
 
@@ -397,7 +393,7 @@ class Store:
 
     def _version(self, digest: str) -> Entry:
         folder = self.version(digest)
-        return Entry(folder, artifact.read(folder, digest)[0], True)
+        return Entry(folder, artifact.read(folder, digest)[0])
 
     def versions(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("versions/*") if re.fullmatch(r"[0-9a-f]{64}", path.name))
@@ -429,12 +425,12 @@ def explain(error: Exception, path: Path) -> str:
     return f"can't write to {path}: {error.strerror}: check its owner and mode (uid and gid 1000 in a pod)"
 
 
-def _busy(folder: Path) -> bool:
-    try:
-        with files.locked(folder / ".lock", wait=0):
-            return False
-    except files.LockError:
-        return True
+def told(manifest: artifact.Manifest) -> dict[str, Any]:
+    """A manifest as plain data, for people."""
+    plain: dict[str, Any] = msgspec.to_builtins(manifest)
+    for kept in ("outcomes", "learned"):  # of validation and training rows, for comparisons alone
+        del plain[kept]
+    return plain
 
 
 def _now() -> str:
@@ -446,19 +442,20 @@ def _now() -> str:
 
 def _list(store: Store, _: argparse.Namespace) -> Iterator[str]:
     marks = {store.current(): "current"} | {store.pinned(): "pinned"}
-    yield f"{'':8} {'DIGEST':12} {'ACCURACY':8} {'TEST':8} {'CREATED':19} FROM"
-    for entry in sorted(store.entries(), key=lambda entry: entry.manifest.digest not in marks):
+    rows = [("", "DIGEST", "ACCURACY", "TEST", "CREATED", "FROM")]
+    entries = store.entries()
+    if not entries:
+        raise StoreError(store.nothing())
+    for entry in sorted(entries, key=lambda entry: entry.manifest.digest not in marks):
         m, scores = entry.manifest, entry.manifest.metrics
-        mark = marks.get(m.digest, "version" if entry.version else "trial")
-        test = f"{scores.test.accuracy:.4f}" if scores.test else "-"
-        yield f"{mark:8} {m.digest[:12]} {scores.validation.accuracy:<8.4f} {test:8} {m.created[:19]} {m.trial}"
+        mark = marks.get(m.digest, "version" if entry.folder.parent.name == "versions" else "trial")
+        figures = (_four(scores.validation.accuracy), _four(scores.test.accuracy if scores.test else None))
+        rows.append((mark, m.digest[:12], *figures, m.created[:19], m.trial))
+    return _table(rows)
 
 
 def _show(store: Store, args: argparse.Namespace) -> Iterator[str]:
-    told = msgspec.to_builtins(store.find(args.of).manifest)
-    for about_rows in ("outcomes", "learned"):  # for comparisons alone
-        told.pop(about_rows, None)
-    yield msgspec.json.format(msgspec.json.encode(told)).decode()
+    yield json.dumps(told(store.find(args.of).manifest), indent=2)
 
 
 def _lineage(store: Store, args: argparse.Namespace) -> Iterator[str]:
@@ -474,23 +471,43 @@ def _lineage(store: Store, args: argparse.Namespace) -> Iterator[str]:
         yield f"  image       {m.image or 'not told'}"
 
 
-def _verify(store: Store, _: argparse.Namespace) -> Iterator[str]:
-    versions = store.versions()
-    if store.current() is None and not versions:
-        raise StoreError(store.nothing())
-    if problems := store.verify():
+def _history(store: Store, _: argparse.Namespace) -> Iterator[str]:
+    rows = [("TIME", "DECISION", "DIGEST", "TRIAL", "ACCURACY", "CURRENT'S", "REASON")]
+    for e in store.history():
+        figures = (_four(e.accuracy), _four(e.current_accuracy))
+        rows.append((e.time[:19], e.event, e.digest[:12], (e.trial or "-").rpartition("/")[2], *figures, e.reason))
+    return _table(rows)
+
+
+def _four(accuracy: float | None) -> str:
+    return "-" if accuracy is None else f"{accuracy:.4f}"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(map(str.ljust, row, widths)).rstrip()
+
+
+def _verify(store: Store, _: argparse.Namespace) -> list[str]:
+    count = len(store.versions())
+    if problems := store.verify() or [store.nothing()] * (not count):
         raise StoreError("\n".join(problems))
-    yield f"{len(versions)} versions of {store.model}: all whole"
+    return [f"{count} versions of {store.model}: all whole"]
 
 
 def _gc(store: Store, args: argparse.Namespace) -> list[str]:
-    removed = store.gc(args.keep, args.older_than * DAY)
-    return [f"removed {path}" for path in removed] or ["nothing to remove"]
+    removed = store.gc(args.keep, args.older_than * DAY, args.dry_run)
+    done = "would remove" if args.dry_run else "removed"
+    return [f"{done} {path}" for path in removed] or ["nothing to remove"]
 
 
-def _told(event: Event) -> list[str]:
-    back = f"{event.digest[:12]} is current again, and pinned; `unpin` lets offers decide"
-    return [back if event.event == "rolled back" else f"{event.event} {event.digest[:12]}: {event.reason}"]
+def _rollback(store: Store, _: argparse.Namespace) -> list[str]:
+    return [f"{store.rollback().digest[:12]} is current again, and pinned; `unpin` lets offers decide"]
+
+
+def _said(event: Event) -> list[str]:
+    return [f"{event.event} {event.digest[:12]}: {event.reason}"]
 
 
 # What each takes, runs and does.
@@ -498,15 +515,11 @@ COMMANDS: dict[str, tuple[str, Callable[[Store, argparse.Namespace], Iterable[st
     "list": ("", _list, "versions and trials' models: the current one, then newest first"),
     "show": ("[DIGEST]", _show, "a model's manifest"),
     "lineage": ("[DIGEST]", _lineage, "where a model comes from, back to the first ancestor"),
-    "history": (
-        "",
-        lambda s, _: (msgspec.json.encode(e).decode() for e in s.history()),
-        "every decision, as JSON lines",
-    ),
-    "offer": ("FOLDER", lambda s, a: _told(s.offer(Path(a.of))), "propose the model in a trial's folder"),
-    "promote": ("DIGEST", lambda s, a: _told(s.promote(a.of)), "make a model current, and pin it"),
-    "rollback": ("", lambda s, _: _told(s.rollback()), "go back to the version before the current one, and pin it"),
-    "unpin": ("", lambda s, _: _told(s.unpin()), "let offers decide again"),
+    "history": ("", _history, "every decision, oldest first; as JSON lines it is history.jsonl"),
+    "offer": ("FOLDER", lambda s, a: _said(s.offer(Path(a.of))), "propose the model in a trial's folder"),
+    "promote": ("DIGEST", lambda s, a: _said(s.promote(a.of)), "make a model current, and pin it"),
+    "rollback": ("", _rollback, "go back to the version before the current one, and pin it"),
+    "unpin": ("", lambda s, _: _said(s.unpin()), "let offers decide again"),
     "verify": ("", _verify, "check every version; exit status 1 if one is broken"),
     "gc": ("", _gc, "remove old versions and trials: never what is served, pinned or young"),
 }
@@ -514,25 +527,23 @@ COMMANDS: dict[str, tuple[str, Callable[[Store, argparse.Namespace], Iterable[st
 
 def main(argv: list[str] | None = None, prog: str = "python3 -m modelkit.store", root: Path = Path("/model")) -> int:
     """The store's command line. Returns the exit status: 1 for an error or a store that isn't whole."""
-    lines = [f"  {f'{name} {takes}':18} {text}" for name, (takes, _, text) in COMMANDS.items()]
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="\n".join(["Look after the models in a store.", "", *lines]),
-        epilog=f"Example: {prog} promote 3f2a --model iris",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those above")
-    parser.add_argument("of", nargs="?", metavar="DIGEST", help="enough of its start (default: the current one's)")
-    parser.add_argument("--model", required=True, help="the model's name, for example iris")
-    parser.add_argument("--root", type=Path, default=root, help="the store's folder (default: %(default)s)")
-    parser.add_argument("--keep", type=int, default=5, help="gc: promoted versions to keep (default: %(default)s)")
-    parser.add_argument("--older-than", type=float, default=1, metavar="DAYS", help="gc: keep what is younger (1)")
-    args = parser.parse_intermixed_args(argv)
-    takes, run, _ = COMMANDS[args.command]
-    if (args.of and not takes) or (takes.isalpha() and not args.of):
-        parser.error(f"{args.command} takes {takes or 'nothing more'}")
+    parser = argparse.ArgumentParser(prog=prog, description="Look after the models in a store.")
+    parser.epilog = f"Example: {prog} promote 3f2a --model iris"
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, (takes, run, text) in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(run=run)
+        command.add_argument("--model", required=True, help="the model's name, for example iris")
+        command.add_argument("--root", type=Path, default=root, help="the store's folder (default: %(default)s)")
+        if takes:
+            command.add_argument("of", nargs="?" if takes == "[DIGEST]" else None, metavar=takes.strip("[]"))
+    gc = commands.choices["gc"].add_argument
+    gc("--keep", type=int, default=5, help="promoted versions to keep (default: %(default)s)")
+    gc("--older-than", type=float, default=1, metavar="DAYS", help="keep what is younger (1)")
+    gc("--dry-run", action="store_true", help="only tell what would go")
+    args = parser.parse_args(argv)
     try:
-        for line in run(Store(args.root, args.model), args):
+        for line in args.run(Store(args.root, args.model), args):
             print(line)
         return 0
     except (StoreError, artifact.ArtifactError, files.LockError, OSError) as error:

@@ -37,7 +37,7 @@ from modelkit import artifact, cpus, files, store
 from modelkit.artifact import Array, Input, Scores
 
 METRICS_FILE = "metrics.jsonl"
-_CHECKPOINT, _FINGERPRINT, _EPOCH, _WARM = "checkpoint.npz", ".fingerprint", ".epoch", ".warm-start"
+_CHECKPOINT, _PAST = "checkpoint.npz", ".past"
 _LIBRARIES = ("numpy", "onnx", "onnxruntime", "sklearn", "torch")
 _SAMPLE = 256  # of the rows that were learned from: those of the smallest keys
 _LOCK_WAIT = 2.0  # seconds: an offer holds the lock while it adopts what this trial left before it was killed
@@ -107,6 +107,14 @@ class Epoch(msgspec.Struct, frozen=True):
     seconds: float
 
 
+class Past(msgspec.Struct, frozen=True):
+    """What a checkpoint holds beside the trainer's own state: whose it is, and what that trial did so far."""
+
+    fingerprint: str
+    warm_start: str
+    epochs: list[Epoch]
+
+
 def argument_parser(description: str | None) -> argparse.ArgumentParser:
     """A parser with what every trainer takes; `--export_path` is as good as `--export-path`.
 
@@ -174,8 +182,7 @@ class Trial:
         self.folder: Path = args.export_path
         self.state: dict[str, Array] | None = None
         self.history: list[Epoch] = []
-        self._args, self._input, self._classes = args, input, list(classes)
-        self._data = data
+        self._args, self._data, self._input, self._classes = args, data, input, list(classes)
         path, self._store = self.folder.absolute(), None
         if path.parts[-3:-2] == ("trials",):  # STORE/MODEL/trials/EXPERIMENT/TRIAL
             with self._plain_errors():
@@ -189,7 +196,6 @@ class Trial:
         learned = np.delete(known, data.held[0]) if data.estimator == "holdout" else known
         self._learned = np.sort(learned)[:_SAMPLE].tobytes()
         self._warm_start = ""
-        self._gate = artifact.Gate(args.promotion, args.min_improvement, args.significance)
         self._fingerprint = json.dumps([self._parameters, args.seed, self._data_digest], sort_keys=True)
         self._started = time.monotonic()
         self._signal, self._saving = 0, False
@@ -228,7 +234,7 @@ class Trial:
 
     def epochs(self) -> Iterator[int]:
         """Epoch numbers from 1, or from where a killed trial left off, until `--epochs` or `--patience` says stop."""
-        while len(self.history) < self._args.epochs and not self._out_of_patience():
+        while len(self.history) < min(self._args.epochs, (self.best.epoch if self.best else 0) + self._args.patience):
             self._started = time.monotonic()
             before = len(self.history)
             yield before + 1
@@ -278,8 +284,7 @@ class Trial:
         self.history.append(line)
         if self.best is line:
             self._keep(model, line, scores, outcomes)
-        with (self.folder / METRICS_FILE).open("ab") as file:
-            file.write(msgspec.json.encode(line) + b"\n")
+        self._write_metrics()
         if state is not None:
             self._save_checkpoint(state)
         _print_line(line)
@@ -315,7 +320,7 @@ class Trial:
             data_digest=self._data_digest,
             outcomes=outcomes,
             learned=self._learned,
-            gate=self._gate,
+            gate=artifact.Gate(self._args.promotion, self._args.min_improvement, self._args.significance),
             warm_start=self._warm_start or None,
             image=os.environ.get("NAS_IMAGE", ""),
             versions=_versions(),
@@ -327,8 +332,7 @@ class Trial:
         if self.best is None:
             return
         manifest, data = artifact.read(self.folder)
-        kept = artifact.load(self.folder, manifest.digest)
-        test = self._test_once(kept) if self._data.test else None
+        test = self._test_once(data, *self._data.test) if self._data.test else None
         metrics = artifact.Metrics(validation=manifest.metrics.validation, test=test)
         manifest = msgspec.structs.replace(manifest, metrics=metrics, epochs_run=len(self.history))
         artifact.save(self.folder, data, manifest)
@@ -352,41 +356,32 @@ class Trial:
         held = self._held[self._held <= sample[-1]] if len(sample) == _SAMPLE else self._held
         return float(np.isin(held, sample).mean()) if len(held) else 0.0
 
-    def _test_once(self, kept: artifact.Model) -> Scores:
-        assert self._data.test
-        rows, labels = self._data.test
-        probabilities = kept.predict(rows)
+    def _test_once(self, model: bytes, rows: Array, labels: Array) -> Scores:
+        probabilities = artifact.predict(model, rows)
         evaluation = artifact.Evaluation.of(probabilities, rows, labels)
         files.write(self.folder / artifact.EVALUATION_FILE, msgspec.json.encode(evaluation), durable=False)
         return artifact.score(probabilities, labels, "test")
 
-    def _out_of_patience(self) -> bool:
-        return self.best is not None and len(self.history) - self.best.epoch >= self._args.patience
-
     def _resume(self) -> None:
         """Go on from the checkpoint of the same trial, printing its epoch lines again: Katib lost them."""
-        lines, state, warm = [], None, ""
         with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile, msgspec.DecodeError):
             with np.load(self.folder / _CHECKPOINT, allow_pickle=False) as saved:
-                state = {name: saved[name] for name in saved.files}
-            if str(state.pop(_FINGERPRINT)) == self._fingerprint:
-                warm = str(state.pop(_WARM))
-                text = (self.folder / METRICS_FILE).read_bytes().splitlines()
-                lines = [msgspec.json.decode(line, type=Epoch) for line in text[: int(state.pop(_EPOCH))]]
-        files.write(self.folder / METRICS_FILE, b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
-        if not lines:
-            (self.folder / _CHECKPOINT).unlink(missing_ok=True)
-            return
-        self.state, self._warm_start = state, warm
-        print(f"going on after epoch {len(lines)}", flush=True)
-        self.history = lines
-        for line in lines:
+                state = dict(saved)
+            past = msgspec.json.decode(str(state.pop(_PAST)), type=Past)
+            if past.fingerprint == self._fingerprint:
+                self.state, self._warm_start, self.history = state, past.warm_start, past.epochs
+                print(f"going on after epoch {len(self.history)}", flush=True)
+        for line in self.history:
             _print_line(line)
+        self._write_metrics()
+
+    def _write_metrics(self) -> None:
+        files.write(self.folder / METRICS_FILE, msgspec.json.Encoder().encode_lines(self.history), durable=False)
 
     def _save_checkpoint(self, state: Mapping[str, Any]) -> None:
+        past = msgspec.json.encode(Past(self._fingerprint, self._warm_start, self.history)).decode()
         buffer = io.BytesIO()
-        own = {_FINGERPRINT: self._fingerprint, _EPOCH: len(self.history), _WARM: self._warm_start}
-        np.savez(buffer, allow_pickle=False, **{**state, **own})
+        np.savez(buffer, allow_pickle=False, **{**state, _PAST: past})
         files.write(self.folder / _CHECKPOINT, buffer.getvalue(), durable=False)
 
     def _on_signal(self, number: int, _: types.FrameType | None) -> None:

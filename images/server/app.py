@@ -14,7 +14,8 @@ from fastapi.staticfiles import StaticFiles
 from limits import Refusal
 from live import Answer, Answers, Live
 from metrics import Exposition
-from modelkit.artifact import Input, Manifest
+from modelkit.artifact import Input
+from modelkit.store import told
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse
 
@@ -59,7 +60,7 @@ def create_app(live: Live) -> FastAPI:
     @app.get("/model")
     async def manifest() -> dict[str, Any]:
         """The manifest of the model that answers: its input, classes, scores, and the trial it comes from."""
-        return _told(live.current().manifest)
+        return told(live.current().manifest)
 
     @app.get("/model/lineage")
     async def lineage() -> list[dict[str, Any]]:
@@ -68,7 +69,7 @@ def create_app(live: Live) -> FastAPI:
         A parent that is no longer in the store ends the list by its digest alone.
         """
         line = await asyncio.to_thread(live.store.lineage, live.current().manifest.digest)
-        return [{"digest": one} if isinstance(one, str) else _told(one.manifest) for one in line]
+        return [{"digest": one} if isinstance(one, str) else told(one.manifest) for one in line]
 
     @app.get("/model/history")
     async def history() -> list[dict[str, Any]]:
@@ -160,8 +161,3 @@ def _describe(operation: Any, takes: list[Any], gives: list[Any], shown: dict[st
     content = {"application/json": {"schema": {"anyOf": takes}, "examples": bodies}}
     operation["requestBody"] = {"required": True, "content": content}
     operation["responses"]["200"]["content"]["application/json"] = {"schema": {"anyOf": gives}, "examples": answers}
-
-
-def _told(manifest: Manifest) -> dict[str, Any]:
-    """But for what is about validation and training rows, for the store's comparisons alone."""
-    return {k: v for k, v in msgspec.to_builtins(manifest).items() if k not in ("outcomes", "learned")}

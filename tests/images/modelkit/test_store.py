@@ -1,3 +1,4 @@
+import re
 import shutil
 import subprocess
 import sys
@@ -292,6 +293,13 @@ def test_gc_keeps_what_is_served_pinned_recent_or_running_and_judges_what_was_ki
     assert [path.name for path in running.parent.iterdir()] == ["running"]
 
 
+def test_gc_never_removes_what_is_served(home: Store, trial_folder: Folder) -> None:
+    for name, accuracy in (("a", 0.5), ("b", 0.6)):
+        home.offer(trial_folder(name, accuracy))
+    home.gc(keep=0, older_than=0)
+    assert [folder.name for folder in home.versions()] == [home.current()]
+
+
 @pytest.mark.parametrize("step", ["version", "CURRENT", "history.jsonl"])
 def test_a_promotion_killed_at_any_step_leaves_a_whole_store(
     home: Store, trial_folder: Folder, monkeypatch: pytest.MonkeyPatch, step: str
@@ -387,8 +395,9 @@ def test_the_command_line_shows_what_is_there(
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["promote"], "promote takes DIGEST"),
-        (["unpin", "3f2a"], "unpin takes nothing more"),
+        (["promote"], "the following arguments are required: DIGEST"),
+        (["unpin", "3f2a"], "unrecognized arguments: 3f2a"),
+        (["list", "--dry-run"], "unrecognized arguments: --dry-run"),
         (["destroy"], "invalid choice: 'destroy'"),
     ],
 )
@@ -398,6 +407,50 @@ def test_words_that_do_not_fit_their_command_are_told(
     with pytest.raises(SystemExit):
         store.main([words[0], "--model", "demo", "--root", str(home.root), *words[1:]])
     assert told in capsys.readouterr().err
+
+
+def test_history_is_a_line_for_each_decision_with_both_figures_and_its_reason(
+    home: Store, trial_folder: Folder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = home.offer(trial_folder("a", 0.8))
+    kept = home.offer(trial_folder("bee", 0.75))
+    home.promote(first.digest)
+    home.unpin()
+    assert store.main(["history", "--model", "demo", "--root", str(home.root)]) == 0
+    head, *lines = [re.split(r"  +", line) for line in capsys.readouterr().out.splitlines()]
+    assert head == ["TIME", "DECISION", "DIGEST", "TRIAL", "ACCURACY", "CURRENT'S", "REASON"]
+    assert [line[1:] for line in lines] == [
+        ["promoted", first.digest[:12], "a", "0.8000", "-", "the first model"],
+        ["kept", kept.digest[:12], "bee", "0.7500", "0.8000", "the current model is still the best"],
+        ["pinned", first.digest[:12], "-", "-", "-", "promoted by hand"],
+        ["unpinned", first.digest[:12], "-", "-", "-", "offers decide again"],
+    ]
+    assert lines[0][0] == first.time[:19]
+
+
+def test_a_dry_run_of_gc_tells_what_would_go_and_changes_nothing(
+    home: Store, trial_folder: Folder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home.offer(trial_folder("a", 0.8))
+    killed = trial_folder("killed", 0.9)
+    before = {path: path.read_bytes() for path in home.root.rglob("*") if path.is_file()}
+    words = ["gc", "--older-than=0", "--model", "demo", "--root", str(home.root)]
+    assert store.main([*words, "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert f"would remove {killed}\n" in told
+    left = {path: path.read_bytes() for path in home.root.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert left == {path: data for path, data in before.items() if path.name != ".lock"}
+    home.gc(older_than=0)
+    assert not killed.exists()
+
+
+def test_a_list_of_a_model_that_is_not_there_is_an_error(
+    home: Store, trial_folder: Folder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home.offer(trial_folder("a", 0.8))
+    assert store.main(["list", "--model", "nope", "--root", str(home.root)]) == 1
+    said = capsys.readouterr()
+    assert (said.out, said.err.startswith("error: no model 'nope' in")) == ("", True)
 
 
 def test_verify_fails_for_a_store_that_is_not_whole(home: Store, trial_folder: Folder) -> None:

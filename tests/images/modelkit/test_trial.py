@@ -84,6 +84,14 @@ def test_a_resumed_trial_equals_one_that_was_never_killed(trainer: Trainer, fold
     assert epoch_lines(run([*command, f"--export-path={folder}"])) == whole
 
 
+def test_a_checkpoint_of_other_parameters_is_not_gone_on_from(trainer: Trainer, folder: Path) -> None:
+    run(trainer("--lr=1", f"--export-path={folder}", "--epochs=6", "--kill-at=4"))
+    other = run(trainer("--lr=0.5", f"--export-path={folder}", "--epochs=2"))
+    assert "going on" not in other.stdout
+    assert len(epoch_lines(other)) == 2
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
+
+
 def test_a_loss_that_is_not_a_number_ends_the_trial_and_keeps_the_best_so_far(trainer: Trainer, folder: Path) -> None:
     result = run(trainer("--lr=1", f"--export-path={folder}", "--nan-at=3"))
     assert result.returncode == 1

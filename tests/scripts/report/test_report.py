@@ -17,8 +17,8 @@ import pytest
 import yaml
 from modelkit import artifact
 from modelkit.store import Store
-from nas import artifacts, report
-from nas.engine import Places, Search
+from nas import artifacts
+from nas.engine import Places, Search, recorded
 from nas.errors import NasError
 from nas.experiment import Experiment
 from nas.report import history, page
@@ -69,21 +69,21 @@ def test_a_trainer_as_documented_is_searched_stopped_and_offered_and_its_best_ca
     documented: Search, places: Places
 ) -> None:
     assert {trial.state for trial in documented.trials} <= {"Succeeded", "EarlyStopped"}
-    told = history.History(history.here(places, "wine", None))
-    facts = told.facts()
+    told = history.here(places, "wine", None)
     assert documented.best
-    assert facts["best"]["trial"] == documented.best.name
-    assert facts["best"]["accuracy"] > 0.8
-    assert facts["best"]["digest"] == facts["lineage"][0]["digest"]
-    words = shlex.split(facts["best"]["reproduce"])
+    assert told.best
+    assert told.best.name == documented.best.name
+    assert (told.value(told.best) or 0) > 0.8
+    assert told.lineage()[0][0].digest == told.manifest.digest
+    words = shlex.split(told.reproduce())
     settings, command = words[:2], [sys.executable, *words[3:]]
     environment = dict(word.split("=", 1) for word in settings)
     subprocess.run(command, cwd=places.root, env=environment, check=True, capture_output=True, timeout=60)
-    assert artifact.read(places.root / "reproduced")[0].digest == facts["best"]["digest"]
+    assert artifact.read(places.root / "reproduced")[0].digest == told.manifest.digest
 
 
 def test_a_page_needs_no_network_and_shows_every_part(documented: Search, places: Places, tmp_path: Path) -> None:
-    report.write(history.here(places, "wine", "wine-search"), "html", tmp_path / "report.html", tmp_path)
+    page.write(history.here(places, "wine", "wine-search"), "html", tmp_path / "report.html", tmp_path)
     text = (tmp_path / "report.html").read_text()
     body = text[text.rindex("<body>") :]
     assert not re.findall(r"""(?:src|href)=["'](?!data:)""", body), "nothing is fetched"
@@ -101,6 +101,17 @@ def test_a_page_needs_no_network_and_shows_every_part(documented: Search, places
         assert trial.name.rsplit("-", 1)[-1] in body
 
 
+def facts(told: history.History) -> Any:
+    """What the report says as JSON, but for the object itself."""
+    return {**msgspec.to_builtins(told.facts()), "experiment": None}
+
+
+def objects(places: Places) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The Experiment and the Trials of the one search there is."""
+    ((folder, experiment),) = recorded(places)
+    return experiment, [yaml.safe_load(path.read_text()) for path in (folder / "trials").glob("*.yaml")]
+
+
 @pytest.fixture
 def searched(search: Callable[..., Search]) -> Search:
     """One trial at a time with the values 0.8, 0.2 and 0.9, those behind stopped."""
@@ -115,21 +126,26 @@ def searched(search: Callable[..., Search]) -> Search:
 
 @pytest.mark.usefixtures("searched")
 def test_what_was_spent_and_saved_adds_up(places: Places) -> None:
-    facts = history.History(history.here(places, "toy", None)).facts()
-    states = {trial["parameters"]["value"]: (trial["state"], trial["epochs"]) for trial in facts["trials"]}
+    told = history.here(places, "toy", None)
+    states = {trial.assignments["value"]: (trial.state, len(told.values(trial))) for trial in told.trials}
     assert states == {"0.8": ("Succeeded", 4), "0.2": ("EarlyStopped", 2), "0.9": ("Succeeded", 4)}
-    spent = facts["spent"]
+    spent = told.spent()
     assert (spent["epochs"], spent["epochs_limit"], spent["epochs_saved_between_trials"]) == (10, 12, 2)
-    assert facts["best"]["parameters"] == {"value": "0.9"}
-    assert facts["best"]["accuracy"] == pytest.approx(0.9)
+    assert spent["trial_seconds_saved"] == pytest.approx(spent["trial_seconds"] * 2 / 10, abs=0.1)
+    assert told.best
+    assert told.best.assignments == {"value": "0.9"}
+    assert told.value(told.best) == pytest.approx(0.9)
 
 
 @pytest.mark.usefixtures("searched")
 def test_a_model_that_is_gone_leaves_a_report_without_it(places: Places, tmp_path: Path) -> None:
-    source = history.here(places, "toy", None)
     for form in ("html", "md", "json"):
-        report.write(source, form, tmp_path / form, tmp_path)
-    assert json.loads((tmp_path / "json").read_text())["confusion"] is None
+        page.write(history.here(places, "toy", None), form, tmp_path / form, tmp_path)
+    facts = json.loads((tmp_path / "json").read_text())
+    assert (facts["model"], facts["evaluation"]["confusion"]) == (None, [])
+    assert [trial["observation"]["values"]["accuracy"][0] for trial in facts["trials"]] == pytest.approx(
+        [0.2, 0.05, 0.225]
+    )
     assert "kept no evaluation" in (tmp_path / "html").read_text()
     assert "| Succeeded | 0.9 | 4 |" in (tmp_path / "md").read_text()
 
@@ -137,10 +153,8 @@ def test_a_model_that_is_gone_leaves_a_report_without_it(places: Places, tmp_pat
 @pytest.mark.usefixtures("searched")
 def test_katibs_own_objects_tell_the_same_story(places: Places) -> None:
     """Katib keeps each condition a trial had, gives an early-stopped one no completionTime, and writes times with Z."""
-    source = history.here(places, "toy", None)
-    trials = []
-    for manifest in source.trials:
-        seen = yaml.safe_load(yaml.safe_dump(manifest))
+    experiment, trials = objects(places)
+    for seen in trials:
         status = seen["status"]
         last = status["conditions"][-1]
         ended = status["completionTime"].replace("+00:00", "Z")
@@ -151,24 +165,24 @@ def test_katibs_own_objects_tell_the_same_story(places: Places) -> None:
         status["completionTime"] = ended
         if last["type"] == "EarlyStopped":
             del status["completionTime"]
-        trials.append(seen)
-    katib = history.Source(source.experiment, trials, source.printed, source.store)
-    assert history.History(katib).facts() == history.History(source).facts()
+    printed = {path.stem: path.read_text() for path in (places.run("toy") / "logs").glob("*.log")}
+    katib = history.History(experiment, trials, printed, Store(places.store, "toy"))
+    assert facts(katib) == facts(history.here(places, "toy", None))
 
 
 @pytest.mark.usefixtures("documented")
 def test_a_release_on_a_cluster_is_told_from_its_objects_and_its_claim(
     places: Places, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    local = history.here(places, "wine", None)
+    experiment, trials = objects(places)
 
     class Stand:  # for the cluster and for its claim
         namespace = "nas"
 
         def objects(self, kind: str, selector: str) -> list[dict[str, Any]]:
             assert selector in ("app.kubernetes.io/instance=wine-nas", "katib.kubeflow.org/experiment=wine-search")
-            made = {**local.experiment["metadata"], "creationTimestamp": "2026-11-01T00:00:00Z"}
-            return [{**local.experiment, "metadata": made}] if kind == "Experiment" else local.trials
+            made = {**experiment["metadata"], "creationTimestamp": "2026-11-01T00:00:00Z"}
+            return [{**experiment, "metadata": made}] if kind == "Experiment" else trials
 
         def copy(self, source: str, destination: Path, *_: Any) -> int:
             shutil.copytree(places.store / source, destination)
@@ -176,8 +190,7 @@ def test_a_release_on_a_cluster_is_told_from_its_objects_and_its_claim(
 
     stand: Any = Stand()
     monkeypatch.setattr(artifacts, "opened", lambda *_: contextlib.nullcontext(stand))
-    source = history.there(stand, places, "wine-nas", None)
-    assert history.History(source).facts() == history.History(local).facts()
+    assert facts(history.there(stand, places, "wine-nas", None)) == facts(history.here(places, "wine", None))
     with pytest.raises(NasError, match="no search other of release wine-nas in namespace nas"):
         history.there(stand, places, "wine-nas", "other")
 
@@ -203,14 +216,19 @@ def test_lineage_begins_with_the_searchs_own_best_and_goes_on_with_what_it_was_c
     container["args"] = [word.replace("wine-search", "wine-other") for word in container["args"]]
     Search(Experiment(other), places, Silent()).run()
     assert store.current() == first
-    facts = history.History(history.here(places, "wine", "wine-other")).facts()
-    assert [row["digest"] for row in facts["lineage"]][:2] == [facts["best"]["digest"], first]
-    assert "kept: " in facts["lineage"][0]["why"]
+    told = history.here(places, "wine", "wine-other")
+    assert [manifest.digest for manifest, _ in told.lineage()][:2] == [told.manifest.digest, first]
+    assert told.lineage()[0][1].startswith("kept: ")
+    store.promote(str(first))
+    store.unpin()
+    assert told.lineage()[1][1].startswith("promoted: "), "what came later made it current no more than it was"
+    store.promote(told.manifest.digest)
+    assert told.lineage()[0][1] == "pinned: promoted by hand"
 
 
 @pytest.mark.usefixtures("documented")
 def test_the_sentence_says_how_the_figure_was_estimated(places: Places) -> None:
-    told = history.History(history.here(places, "wine", None))
+    told = history.here(places, "wine", None)
     assert "on the validation split" in page.page(told, "md")
     assert told.manifest
     scores = msgspec.structs.replace(told.manifest.metrics.validation, estimator="cv")
