@@ -130,11 +130,11 @@ class Search(Progress):
             trial = self._waiting.pop(0)
             trial.observation = Observation()
             return trial
-        if len(self.trials) >= self.experiment.max_trials or (suggestion := self._suggester.ask()) is None:
+        if len(self.trials) >= self.experiment.max_trials or (assignments := self._suggester.ask()) is None:
             return None
         suffix = "".join(random.choices(string.ascii_lowercase + string.digits, k=8))
         rule = self.experiment.rule([t.observation for t in self.trials if t.state == "Succeeded"])
-        return Trial(f"{self.experiment.name}-{suffix}", suggestion[1], rule, suggestion[0])
+        return Trial(f"{self.experiment.name}-{suffix}", assignments, rule)
 
     async def _one(self, trial: Trial) -> None:
         """A trial to its end; one that crashes starts again as often as `backoffLimit` says."""
@@ -152,8 +152,7 @@ class Search(Progress):
         if trial.state == "Running":
             trial.state, trial.message = self._verdict(trial, status, log)
         trial.ended = time.time()
-        if trial.number >= 0:
-            self._suggester.tell(trial.number, self._told(trial))
+        self._suggester.tell(trial.assignments, self._told(trial))
         self._record_trial(trial)
         self._judge()
         self._record()

@@ -19,7 +19,6 @@ class Trial:
     name: str
     assignments: dict[str, str]
     rule: Rule | None
-    number: int = -1  # the suggestion's
     state: State = "Running"
     message: str = ""
     observation: Observation = field(default_factory=Observation)
