@@ -8,7 +8,6 @@ from pathlib import Path
 
 from modelkit import files
 from modelkit.store import Store
-from rich.console import Console
 
 from nas import bridge, chart, data, fetch
 from nas.engine import Places, Search, command_line, image_folder, recorded
@@ -48,12 +47,11 @@ def run(
         if store.has_seen(digest):
             print(f"nothing to do: the data is what an earlier search learned from (digest {digest[:12]})", flush=True)
             return 0
-    view = View(Console(highlight=False))
-    search = view.search = Search(experiment, places, view)
+    search = Search(experiment, places)
     if resume:
         search.resume()
-    with view:
-        search.run(_current_parameters(store, experiment))
+    with View(search) as view:
+        search.run(view.changed, _current_parameters(store, experiment))
     store.adopt()
     if search.interrupted:
         view.note(f"interrupted; to go on: .venv/bin/nas run {values} --resume")

@@ -22,18 +22,17 @@ _HEAD_LINES = 5  # of the live view, above and below its rows
 
 
 class View:
-    """Watches a search: a context manager around `search.run()`. `search` is set before the first event."""
+    """Shows a search: a context manager around its run."""
 
-    search: Progress
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    def __init__(self, search: Progress) -> None:
+        self.search = search
+        self.console = Console(highlight=False)
         self._live: Live | None = None
-        self._spoke: dict[str, float] = {}
+        self._told: dict[str, str] = {}  # of each trial, by its name
 
     def __enter__(self) -> "View":
         experiment = self.search.experiment
-        most = f", {self._per_trial} epochs each at most" if self._per_trial else ""
+        most = f", {experiment.epochs} epochs each at most" if experiment.epochs else ""
         stopping = f", {experiment.stopping}" if experiment.stopping else ""
         count = experiment.max_trials or "any number of"
         self.console.print(
@@ -50,24 +49,35 @@ class View:
         if self._live:
             self._live.stop()
 
-    def started(self, trial: Trial) -> None:
-        self._say(trial, f"started: {_parameters(trial)}")
+    def changed(self, trial: Trial) -> None:
+        """Tell what is new of a trial: that it began, waits for something or ended, and now and then its value."""
+        experiment, waits = self.search.experiment, trial.state == "Running" and trial.message
+        if self._live and not waits:
+            return  # the table has it
+        values, period = trial.observation.get(experiment.metric), int((time.time() - trial.started) / QUIET)
+        if trial.ended:
+            news, text = "ended", self._outcome(trial)
+        elif waits:
+            news = text = f"waits: {waits}"
+        elif values and period:
+            news, text = str(period), f"epoch {self._epoch(trial)}: {experiment.metric} {values[-1]:.4f}"
+        else:
+            news, text = "started", f"started: {_parameters(trial)}"
+        if self._told.get(trial.name) == news:
+            return
+        self._told[trial.name] = news
+        number = self.search.trials.index(trial) + 1
+        of = experiment.max_trials or "?"
+        self.note(f"[{_clock(self._elapsed)}] trial {number}/{of} {trial.short} {text}")
 
-    def reported(self, trial: Trial) -> None:
-        if time.time() - self._spoke.get(trial.name, trial.started) >= QUIET:
-            values = trial.observation.values[self.search.experiment.metric]
-            self._say(trial, f"epoch {self._epoch(trial)}: {self.search.experiment.metric} {values[-1]:.4f}")
-
-    def ended(self, trial: Trial) -> None:
+    def _outcome(self, trial: Trial) -> str:
         value = self.search.value(trial)
         if trial.failed or value is None:
-            self._say(trial, f"{trial.state}: {trial.message}")
-            return
+            return f"{trial.state}: {trial.message}"
         best = " (best so far)" if trial is self.search.best else ""
         epochs = trial.epochs(self.search.experiment.metric)
         after = f" after {epochs} epochs" if epochs else ""
-        text = f"{trial.state}{after}: {self.search.experiment.metric} {value:.4f}{best}"
-        self._say(trial, f"{text}{self._remaining()}")
+        return f"{trial.state}{after}: {self.search.experiment.metric} {value:.4f}{best}{self._remaining()}"
 
     def note(self, text: str) -> None:
         """Something a person should know now."""
@@ -86,7 +96,7 @@ class View:
             value = f"{experiment.metric} {search.value(best):.4f}"
             self._line("best", f"{best.short}: {value} with {_parameters(best)}")
         spent = sum(trial.epochs(experiment.metric) for trial in search.trials)
-        if most := experiment.most_epochs:
+        if most := experiment.epochs * experiment.max_trials:
             self._line("epochs", f"{spent} of at most {most} ({spent / most:.0%})")
         self._line("time", f"{_clock(self._elapsed)}; {search.reason}")
         if current is None:
@@ -104,28 +114,15 @@ class View:
     def _line(self, name: str, text: str) -> None:
         self.console.print(Text(f"{name:7}", "bold").append(f" {text}", "not bold"), soft_wrap=True)
 
-    def _say(self, trial: Trial, text: str) -> None:
-        if self._live:
-            return
-        self._spoke[trial.name] = time.time()
-        number = self.search.trials.index(trial) + 1
-        of = self.search.experiment.max_trials or "?"
-        self.note(f"[{_clock(self._elapsed)}] trial {number}/{of} {trial.short} {text}")
-
     @property
     def _elapsed(self) -> float:
         return (self.search.ended or time.time()) - self.search.started
-
-    @property
-    def _per_trial(self) -> int | None:
-        most = self.search.experiment.most_epochs
-        return most // self.search.experiment.max_trials if most else None
 
     def _epoch(self, trial: Trial) -> str:
         done = trial.epochs(self.search.experiment.metric)
         if trial.ended and not done:
             return ""  # on a cluster, its output is gone
-        return f"{done}/{self._per_trial}" if self._per_trial else str(done)
+        return f"{done}/{self.search.experiment.epochs or '?'}"
 
     def _remaining(self) -> str:
         """How long the rest may take, by what the trials so far took."""

@@ -152,8 +152,8 @@ class Search:
             self.experiment.observe(line, observation)
         status["observation"] = {
             "metrics": [
-                {"name": name, "latest": observation.last[name], "min": repr(min(values)), "max": repr(max(values))}
-                for name, values in observation.values.items()
+                {"name": name, "latest": repr(values[-1]), "min": repr(min(values)), "max": repr(max(values))}
+                for name, values in observation.items()
             ]
         }
 
@@ -210,7 +210,7 @@ class Search:
         if name not in self._observations and "observation" in trial["status"]:
             observation = self._observations[name] = Observation()
             for metric in trial["status"]["observation"]["metrics"]:
-                observation.values[metric["name"]] = [float(metric[k]) for k in ("min", "max", "latest")]
+                observation[metric["name"]] = [float(metric[k]) for k in ("min", "max", "latest")]
         return self._observations.get(name, Observation())
 
     def _fill(self) -> None:

@@ -13,11 +13,11 @@ from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
 from nas import artifacts, suggest
 from nas.cluster import Cluster
-from nas.engine import Places, load, recorded
+from nas.engine import Places, recorded, recorded_trials
 from nas.errors import NasError
 from nas.experiment import Experiment, Manifest
 from nas.follow import EXPERIMENT
-from nas.progress import Progress, Trial, read_trial
+from nas.progress import Progress, Trial, read_trials
 from nas.view import meter
 
 ESTIMATORS = {"cv": "by cross-validation", "holdout": "on the validation split"}
@@ -41,9 +41,7 @@ def here(places: Places, model: str, name: str | None) -> Source:
     for folder, manifest in recorded(places):
         experiment = Experiment(manifest)
         if experiment.name == name if name else experiment.model == model:
-            trials = [load(path) for path in (folder / "trials").glob("*.yaml")]
-            printed = {path.stem: path.read_text(errors="replace") for path in (folder / "logs").glob("*.log")}
-            return Source(manifest, trials, printed, Store(places.store, experiment.model))
+            return Source(manifest, *recorded_trials(folder), Store(places.store, experiment.model))
     wanted = f"experiment {name}" if name else f"search of model {model!r}"
     there = ", ".join(folder.name for folder, _ in recorded(places)) or "none"
     raise NasError(f"no {wanted} in {places.home / 'runs'} (there: {there}): run one, or name another")
@@ -80,21 +78,16 @@ class History(Progress):
         super().__init__(Experiment(source.experiment, local=False))
         self.store = source.store
         self.status: dict[str, Any] = source.experiment.get("status") or {}
-        self.trials = sorted(map(read_trial, source.trials), key=lambda trial: trial.started)
+        self.trials = read_trials(self.experiment, source.trials, source.printed)
         if not self.trials:
             raise NasError(f"experiment {self.experiment.name} has no trial yet: wait for its first")
         self._jobs = {m["metadata"]["name"]: m["spec"].get("runSpec") for m in source.trials}
-        for trial in self.trials:
-            for line in source.printed.get(trial.name, "").splitlines():
-                self.experiment.observe(line, trial.observation)
-                if self.experiment.stops(trial.rule, trial.observation):
-                    break  # what a stopped trial printed later never counted
         self.evaluation = self._read(artifact.EVALUATION_FILE, artifact.Evaluation)
         self.manifest = self._read(artifact.MANIFEST_FILE, artifact.Manifest)
 
     def values(self, trial: Trial) -> list[float]:
-        """Its objective metric, epoch by epoch."""
-        return trial.observation.values.get(self.experiment.metric, [])
+        """Its objective metric, epoch by epoch, as far as that is known."""
+        return [] if trial.reports == 0 else trial.observation.get(self.experiment.metric, [])
 
     @cached_property
     def study(self) -> Any:
@@ -197,7 +190,7 @@ class History(Progress):
         """
         spent = [(trial.state, len(self.values(trial)), _seconds(trial) or 0.0) for trial in self.trials]
         whole = [epochs for state, epochs, _ in spent if state == "Succeeded"]
-        limit = int(self.experiment.argument("epochs") or 0)
+        limit = self.experiment.epochs
         expected = {"EarlyStopped": sum(whole) / max(1, len(whole)), "Succeeded": limit}
         saved = [(state, max(0.0, expected.get(state, 0) - epochs)) for state, epochs, _ in spent]
         paces = [seconds / epochs if epochs else 0.0 for _, epochs, seconds in spent]

@@ -32,12 +32,6 @@ MEDIANSTOP = {
 }
 
 
-class Silent:
-    def started(self, trial: Any) -> None: ...
-    def reported(self, trial: Any) -> None: ...
-    def ended(self, trial: Any) -> None: ...
-
-
 @pytest.fixture
 def documented(places: Places, manifest: Manifest) -> Search:
     """A search with the trainer that docs/trainers.md shows, run to its end."""
@@ -60,8 +54,8 @@ def documented(places: Places, manifest: Manifest) -> Search:
         "--seed=5",
         "--export-path=/model/wine/trials/wine-search/${trialParameters.trialName}",
     ]
-    search = Search(Experiment(made), places, Silent())
-    search.run()
+    search = Search(Experiment(made), places)
+    search.run(print)
     return search
 
 
@@ -201,7 +195,7 @@ def test_lineage_begins_with_the_searchs_own_best_and_goes_on_with_what_it_was_c
     other["spec"]["parameters"][0]["feasibleSpace"] = {"min": "5", "max": "9"}  # so much decay that it can't be better
     container = other["spec"]["trialTemplate"]["trialSpec"]["spec"]["template"]["spec"]["containers"][0]
     container["args"] = [word.replace("wine-search", "wine-other") for word in container["args"]]
-    Search(Experiment(other), places, Silent()).run()
+    Search(Experiment(other), places).run(print)
     assert store.current() == first
     facts = history.History(history.here(places, "wine", "wine-other")).facts()
     assert [row["digest"] for row in facts["lineage"]][:2] == [facts["best"]["digest"], first]
