@@ -182,14 +182,20 @@ class Search(Progress):
         self._changed(trial)
 
     def _verdict(self, trial: Trial, status: int, log: Path) -> tuple[State, str]:
-        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        text = log.read_text(errors="replace")
+        lines = [line for line in text.splitlines() if line.strip()]
         tail = lines[-1:] if lines and "error: " in lines[-1] else lines[-LOG_TAIL:]
         said = f"{' | '.join(tail) or 'it printed nothing'} ({log})"
         if status != 0:
             how = f"killed by signal {status - 128}" if status > 128 else f"exit status {status}"
             return "Failed", f"{how}: {said}"
         if self.value(trial) is None:
-            return "MetricsUnavailable", f"it printed no number for {self.experiment.metric}: {said}"
+            metric, printed = self.experiment.metric, dict.fromkeys(re.findall(r"([\w-]+)\s*=", text))
+            named = re.search(rf"\b{re.escape(metric)}\b", text)
+            if printed and not named and not self.best:  # mistyped, so that no other trial will have it either
+                self.state = "Failed"
+                self.reason = f"trials print no {metric}, but {', '.join(printed)}: mend experiment.objective.metric"
+            return "MetricsUnavailable", f"it printed no number for {metric}: {said}"
         return "Succeeded", ""
 
     def _told(self, trial: Trial) -> float | None:

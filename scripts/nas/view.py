@@ -41,12 +41,14 @@ class View:
             soft_wrap=True,
         )
         if self.console.is_terminal:
-            self._live = Live(console=self.console, get_renderable=self._render, refresh_per_second=4, transient=True)
+            self._live = Live(console=self.console, get_renderable=self._render, refresh_per_second=4)
             self._live.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         if self._live:
+            # The summary of a search that is over has the table again; of an interrupted one, this is the last seen.
+            self._live.transient = error is None and self.search.state != "Running"
             self._live.stop()
 
     def changed(self, trial: Trial) -> None:
@@ -145,7 +147,7 @@ class View:
         if best:
             head.append(f"  best {search.experiment.metric} {search.value(best):.4f} ({best.short})", "bold")
         bar = ProgressBar(total=most, completed=done, width=min(60, self.console.width))
-        return Group(self._table(trials[-rows:]), bar, head)
+        return Group(self._table(trials[-rows:]), head, bar)  # a bar doesn't end its line
 
     def _table(self, trials: list[Trial]) -> Table:
         experiment = self.search.experiment

@@ -113,6 +113,19 @@ def test_a_broken_trainer_fails_the_trial_with_its_last_words_and_then_the_searc
     assert done.state == "Failed"
 
 
+def test_a_mistyped_metric_ends_the_search_after_its_first_trials_and_what_is_printed_is_named(search: Run) -> None:
+    objective = {"type": "maximize", "objectiveMetricName": "acc"}
+    done = search(objective=objective, maxTrialCount=9, parallelTrialCount=2, maxFailedTrialCount=9)
+    assert [trial.state for trial in done.trials] == ["MetricsUnavailable"] * 2
+    assert done.state == "Failed"
+    assert done.reason == "trials print no acc, but epoch, loss, accuracy: mend experiment.objective.metric"
+
+
+def test_a_trial_without_a_number_for_a_metric_that_is_named_rightly_is_one_failure(search: Run) -> None:
+    done = search(args=("--mode=nan",), maxTrialCount=4, parallelTrialCount=1, maxFailedTrialCount=3)
+    assert (len(done.trials), done.reason) == (3, "3 trials failed, which is the limit")
+
+
 def test_a_trial_that_hangs_fails_at_its_deadline_and_leaves_no_process(search: Run, places: Places) -> None:
     done = search(args=("--mode=hang",), maxTrialCount=1, maxFailedTrialCount=1, job={"activeDeadlineSeconds": 1})
     assert done.trials[0].state == "Failed"
