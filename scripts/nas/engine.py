@@ -298,12 +298,9 @@ def _here(word: str, paths: dict[str, str]) -> str:
 
 def _share(container: Manifest, parallel: int) -> int:
     """CPUs for one trial: its limit, or its part of the machine if that is less; at least 1."""
-    share = max(1, cpus() // parallel)
-    limit = str(container.get("resources", {}).get("limits", {}).get("cpu", ""))
-    if limit:
-        cores = float(limit[:-1]) / 1000 if limit.endswith("m") else float(limit)
-        share = min(share, max(1, int(cores)))
-    return share
+    limit = str(container.get("resources", {}).get("limits", {}).get("cpu", cpus()))
+    cores = float(limit[:-1]) / 1000 if limit.endswith("m") else float(limit)
+    return max(1, min(int(cores), cpus() // parallel))
 
 
 def _condition(state: str, message: str) -> Manifest:

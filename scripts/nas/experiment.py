@@ -8,8 +8,6 @@ from typing import Any
 from nas.errors import NasError
 
 API_VERSION = "kubeflow.org/v1beta1"
-MODEL_ANNOTATION = "nas/model"
-ONLY_WHEN_DATA_CHANGES = "nas/only-when-data-changes"
 Manifest = dict[str, Any]
 Observation = dict[str, list[float]]  # what a trial printed: every value in order, by the metric's name
 
@@ -47,8 +45,8 @@ class Experiment:
     def _read(self, spec: Manifest) -> None:
         objective = spec["objective"]
         annotations = self.manifest["metadata"].get("annotations", {})
-        self.model: str = annotations.get(MODEL_ANNOTATION, "")
-        self.only_when_data_changes = annotations.get(ONLY_WHEN_DATA_CHANGES) == "true"
+        self.model: str = annotations.get("nas/model", "")
+        self.only_when_data_changes = annotations.get("nas/only-when-data-changes") == "true"
         self.metric: str = objective["objectiveMetricName"]
         self.maximize = objective["type"] == "maximize"
         self.goal = float(objective["goal"]) if "goal" in objective else None
