@@ -55,8 +55,8 @@ def test_an_interrupted_search_leaves_its_last_state_on_the_screen(search: Progr
 
 def test_a_view_that_is_interrupted_leaves_its_last_state_though_the_search_is_done(search: Progress) -> None:
     view = terminal(search)
+    search.state = "Succeeded"
     with pytest.raises(KeyboardInterrupt), view:
-        search.state = "Succeeded"
         raise KeyboardInterrupt
     assert ERASED not in shown(view)[shown(view).rindex("abcdefgh") :]
 
