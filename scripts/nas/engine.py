@@ -27,6 +27,7 @@ from nas.suggest import Suggester
 INTERRUPTED = "ExperimentInterrupted"
 STOP_GRACE = 60.0  # seconds an early-stopped trial has to offer its model, as Katib gives it
 INTERRUPT_GRACE = 10.0
+LONGEST_LINE = 2**30  # bytes a trial may print without ending a line, such as a progress bar's
 LOG_TAIL = 3  # lines of a failed trial's output that its message quotes
 
 
@@ -141,6 +142,7 @@ class Search(Progress):
             stdout=subprocess.PIPE,
             env=environment,
             cwd=image_folder(self.experiment, self.places),
+            limit=LONGEST_LINE,
             start_new_session=True,  # the terminal's Ctrl-C reaches this process alone, which then tells the trials
         )
         self._running.append(process)
@@ -163,23 +165,16 @@ class Search(Progress):
     async def _hear(self, trial: Trial, process: asyncio.subprocess.Process) -> None:
         """Take in what a trial prints, until its process has ended."""
         assert process.stdout is not None
-        rest = b""
-        while data := await process.stdout.read(65536):
-            *lines, rest = (rest + data).split(b"\n")
-            for line in lines:
-                self._heard(trial, process, line.decode(errors="replace"))
-        self._heard(trial, process, rest.decode(errors="replace"))
+        async for line in process.stdout:
+            if trial.state != "Running":
+                continue  # Katib's collector reads no further either
+            if self.experiment.metric not in self.experiment.observe(line.decode(errors="replace"), trial.observation):
+                continue
+            if self.experiment.stops(trial.rule, trial.observation):
+                trial.state, trial.message = "EarlyStopped", "below the median of the trials that succeeded"
+                _stop(process, STOP_GRACE)
+            self._changed(trial)
         await process.wait()
-
-    def _heard(self, trial: Trial, process: asyncio.subprocess.Process, line: str) -> None:
-        if trial.state != "Running":
-            return  # Katib's collector reads no further either
-        if self.experiment.metric not in self.experiment.observe(line, trial.observation):
-            return
-        if self.experiment.stops(trial.rule, trial.observation):
-            trial.state, trial.message = "EarlyStopped", "below the median of the trials that succeeded"
-            _stop(process, STOP_GRACE)
-        self._changed(trial)
 
     def _verdict(self, trial: Trial, status: int, log: Path) -> tuple[State, str]:
         text = log.read_text(errors="replace")

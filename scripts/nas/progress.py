@@ -10,8 +10,6 @@ from typing import Any, Literal
 from nas.experiment import Experiment, Manifest, Observation, Rule
 
 State = Literal["Running", "Succeeded", "Failed", "EarlyStopped", "MetricsUnavailable"]
-# An early-stopped trial keeps its Running condition; one that was killed may be Failed and MetricsUnavailable both.
-_ENDS: tuple[State, ...] = ("EarlyStopped", "Succeeded", "Failed", "MetricsUnavailable")
 
 
 @dataclass
@@ -91,7 +89,8 @@ def _trial(experiment: Experiment, manifest: Manifest, printed: str) -> Trial:
         assignments={a["name"]: a["value"] for a in spec.get("parameterAssignments", [])},
         rule=Rule(float(rules[0]["value"]), int(rules[0].get("startStep", 0))) if rules else None,
     )
-    if end := condition(manifest, *_ENDS):
+    # An early-stopped trial keeps its Running condition; one that was killed may be Failed and MetricsUnavailable both.
+    if end := condition(manifest, "EarlyStopped", "Succeeded", "Failed", "MetricsUnavailable"):
         trial.state, trial.message = end["type"], end.get("message", "")
         # Katib gives an early-stopped trial no completionTime.
         when = status.get("completionTime") or end.get("lastTransitionTime")
