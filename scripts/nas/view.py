@@ -35,11 +35,8 @@ class View:
         most = f", {experiment.epochs} epochs each at most" if experiment.epochs else ""
         stopping = f", {experiment.stopping}" if experiment.stopping else ""
         count = experiment.max_trials or "any number of"
-        self.console.print(
-            f"experiment {experiment.name}: {experiment.algorithm}{stopping}, {count} trials, "
-            f"{experiment.parallel} at a time{most}",
-            soft_wrap=True,
-        )
+        how = f"{experiment.algorithm}{stopping}, {count} trials, {experiment.parallel} at a time{most}"
+        self.note(f"experiment {experiment.name}: {how}")
         if self.console.is_terminal:
             self._live = Live(console=self.console, get_renderable=self._render, refresh_per_second=4)
             self._live.start()
@@ -68,9 +65,8 @@ class View:
         if self._told.get(trial.name) == news:
             return
         self._told[trial.name] = news
-        number = self.search.trials.index(trial) + 1
-        of = experiment.max_trials or "?"
-        self.note(f"[{_clock(self._elapsed)}] trial {number}/{of} {trial.short} {text}")
+        which = f"{self.search.trials.index(trial) + 1}/{experiment.max_trials or '?'}"
+        self.note(f"[{_clock(self._elapsed)}] trial {which} {trial.short} {text}")
 
     def _outcome(self, trial: Trial) -> str:
         value = self.search.value(trial)
@@ -136,18 +132,16 @@ class View:
         return f", about {_clock(sum(took) / len(took) * left / search.experiment.parallel)} left"
 
     def _render(self) -> Group:
-        search = self.search
-        trials = list(search.trials)
+        search, best = self.search, self.search.best
         rows = max(3, self.console.height - _HEAD_LINES)
-        done = sum(trial.ended is not None for trial in trials)
-        best = search.best
+        done = sum(trial.ended is not None for trial in search.trials)
         most = search.experiment.max_trials or None
         head = Text(f"{done}/{most or '?'} trials  {_clock(self._elapsed)}")
         head.append(self._remaining().replace(", about", "  about"))
         if best:
             head.append(f"  best {search.experiment.metric} {search.value(best):.4f} ({best.short})", "bold")
         bar = ProgressBar(total=most, completed=done, width=min(60, self.console.width))
-        return Group(self._table(trials[-rows:]), head, bar)  # a bar doesn't end its line
+        return Group(self._table(search.trials[-rows:]), head, bar)  # a bar doesn't end its line
 
     def _table(self, trials: list[Trial]) -> Table:
         experiment = self.search.experiment
@@ -163,10 +157,9 @@ class View:
             state = Text(trial.state + (" *best*" if trial is best else ""), colour)
             if trial.failed or (trial.state == "Running" and trial.message):
                 state.append(f" {trial.message}")
-            cells = [number(trial.assignments[name]) for name in experiment.space]
-            shown = "" if value is None else f"{value:.4f}"
-            style = "bold" if trial is best else ""
-            table.add_row(trial.short, *cells, self._epoch(trial), shown, state, style=style)
+            cells = [trial.short, *(number(trial.assignments[name]) for name in experiment.space), self._epoch(trial)]
+            cells.append("" if value is None else f"{value:.4f}")
+            table.add_row(*cells, state, style="bold" if trial is best else "")
         return table
 
 
