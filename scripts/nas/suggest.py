@@ -96,10 +96,8 @@ def _sampler(experiment: Experiment, seed: int | None) -> optuna.samplers.BaseSa
         case "random":
             return samplers.RandomSampler(seed)
         case "tpe" | "multivariate-tpe" as name:
-            liar = experiment.parallel > 1
-            return samplers.TPESampler(
-                seed=seed, n_startup_trials=startup, multivariate=name != "tpe", constant_liar=liar
-            )
+            joint, liar = name == "multivariate-tpe", experiment.parallel > 1
+            return samplers.TPESampler(seed=seed, n_startup_trials=startup, multivariate=joint, constant_liar=liar)
         case "cmaes":
             return samplers.CmaEsSampler(seed=seed)
         case "sobol":
@@ -108,10 +106,8 @@ def _sampler(experiment: Experiment, seed: int | None) -> optuna.samplers.BaseSa
             try:
                 import torch  # noqa: F401 - Optuna's Gaussian process needs it
             except ImportError as error:
-                raise NasError(
-                    "algorithm bayesianoptimization needs torch on this machine: run an MNIST search first, which "
-                    "sets it up, or choose tpe"
-                ) from error
+                hint = "an MNIST search sets it up; or choose tpe"
+                raise NasError(f"algorithm bayesianoptimization needs torch on this machine: {hint}") from error
             return samplers.GPSampler(seed=seed, n_startup_trials=startup)
     raise NasError(f"algorithm {experiment.algorithm!r} can't run on this machine; these can: {', '.join(ALGORITHMS)}")
 
