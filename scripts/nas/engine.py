@@ -42,10 +42,6 @@ class Places:
     def store(self) -> Path:
         return self.home / "model"
 
-    @property
-    def data(self) -> Path:
-        return self.home / "data"
-
     def run(self, experiment: str) -> Path:
         return self.home / "runs" / experiment
 
@@ -275,7 +271,7 @@ def command_line(experiment: Experiment, trial: Trial, places: Places) -> tuple[
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "NAS_CPUS": share,
         **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), share),
-        "NAS_DATA": str(places.data),
+        "NAS_DATA": str(places.home / "data"),
         "PYTHONUNBUFFERED": "1",
     }
     for entry in container.get("env", []):

@@ -121,9 +121,10 @@ def _data(experiment: Experiment, image: Path, places: Places) -> None:
     """See to it that the trial's data is there: fetched where it is known, else put there by the user."""
     given, known = experiment.argument("data"), data.NEEDED_BY.get(image.name)
     if known and given in (None, known):
-        data.ensure(known, places.data)
+        data.ensure(known, places.home / "data")
     elif given and given != "iris":
-        path = places.store.joinpath(*Path(given).parts[2:]) if Path(given).is_absolute() else places.data / given
+        on_claim = Path(given).is_absolute()
+        path = places.store.joinpath(*Path(given).parts[2:]) if on_claim else places.home / "data" / given
         if not path.exists():
             raise NasError(f"the trainer's data is to be at {path}, where nothing is; docs/trainers.md tells how")
 
