@@ -220,7 +220,7 @@ def walked(experiment: Any, curves: list[list[float]], parallel: int) -> tuple[i
             running.append((waiting.pop(0), experiment.rule(succeeded), Observation()))
         for trial in list(running):
             curve, rule, observation = trial
-            values = observation.values.setdefault(experiment.metric, [])
+            values = observation.setdefault(experiment.metric, [])
             values.append(curve[len(values)])
             epochs, reached = epochs + 1, max(reached, values[-1])
             stopped = experiment.stops(rule, observation)

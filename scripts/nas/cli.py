@@ -410,6 +410,7 @@ def _become(script: str, *words: str) -> None:
 
 def main() -> None:
     """Entry point: errors are one line on stderr and exit status 1."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was started is ended
     try:
         app()
     except TOLD as error:

@@ -7,8 +7,7 @@ import shutil
 import subprocess
 import tempfile
 import textwrap
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 
@@ -22,7 +21,6 @@ NAMESPACE = "nas"
 # Others have kinds of these names too.
 NAMES = {"Experiment": "experiments.kubeflow.org", "Trial": "trials.kubeflow.org"}
 LIMIT = "--request-timeout=15s"
-RETRY = 2.0  # seconds between attempts to watch again
 # What the commands say when something is amiss, and what mends it.
 MENDS = {
     "access microk8s": "this user may not use MicroK8s: sudo usermod -a -G microk8s $USER, then log in again",
@@ -177,21 +175,6 @@ class Cluster:
         """All objects of a kind with these labels. Raises ClusterError."""
         words = ["get", NAMES.get(kind, kind), f"--selector={selector}", "--output=json", LIMIT]
         return list(json.loads(self.call(*words, namespace=namespace))["items"])
-
-    def watch(self, kind: str, selector: str, stop: threading.Event) -> Iterator[Manifest]:
-        """Objects with these labels as they are and change, until `stop`; a lost connection is made again.
-
-        A deleted object comes a last time, with `deleted: true`.
-        """
-        words = ["get", NAMES.get(kind, kind), f"--selector={selector}", "--watch", "--output-watch-events"]
-        while not stop.is_set():
-            process = self.start(*words, "--output=json")
-            for line in process.stdout or ():
-                event = json.loads(line)
-                if event["type"] != "ERROR":
-                    yield event["object"] | {"deleted": event["type"] == "DELETED"}
-            process.wait()
-            stop.wait(RETRY)
 
 
 def trouble(pod: Manifest) -> str:

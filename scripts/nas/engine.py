@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,12 +21,13 @@ from modelkit import cpus, files
 
 from nas.errors import NasError
 from nas.experiment import API_VERSION, Experiment, Manifest, Observation
-from nas.progress import Progress, State, Trial, Watcher, read_trial
+from nas.progress import Progress, State, Trial, read_trials
 from nas.suggest import Suggester
 
 INTERRUPTED = "ExperimentInterrupted"
 STOP_GRACE = 60.0  # seconds an early-stopped trial has to offer its model, as Katib gives it
 INTERRUPT_GRACE = 10.0
+LONGEST_LINE = 2**30  # bytes a trial may print without ending a line, such as a progress bar's
 LOG_TAIL = 3  # lines of a failed trial's output that its message quotes
 
 
@@ -41,10 +42,6 @@ class Places:
     def store(self) -> Path:
         return self.home / "model"
 
-    @property
-    def data(self) -> Path:
-        return self.home / "data"
-
     def run(self, experiment: str) -> Path:
         return self.home / "runs" / experiment
 
@@ -52,34 +49,25 @@ class Places:
 class Search(Progress):
     """One run of an Experiment, new or resumed. `run` drives it; the rest is its state."""
 
-    def __init__(self, experiment: Experiment, places: Places, watcher: Watcher) -> None:
+    def __init__(self, experiment: Experiment, places: Places) -> None:
         super().__init__(experiment)
         self.places = places
         self.folder = places.run(experiment.name)
         self.interrupted = 0
-        self._watcher = watcher
-        self._waiting: list[Trial] = []  # of a resumed run: to be run again
         self._running: list[asyncio.subprocess.Process] = []
 
     def resume(self) -> None:
         """Take over what an interrupted run of the same Experiment recorded. Raises NasError for a broken record."""
-        trials = [read_trial(load(path)) for path in (self.folder / "trials").glob("*.yaml")]
-        for trial in sorted(trials, key=lambda trial: trial.started):
-            if trial.state == "Running":
-                self._waiting.append(trial)
-            else:
-                log = self.folder / "logs" / f"{trial.name}.log"
-                for line in log.read_text(errors="replace").splitlines() if log.exists() else []:
-                    self.experiment.observe(line, trial.observation)
-                self.trials.append(trial)
+        self.trials = read_trials(self.experiment, *recorded_trials(self.folder))
 
-    def run(self, first: dict[str, str] | None = None) -> None:
+    def run(self, changed: Callable[[Trial], object], first: dict[str, str] | None = None) -> None:
         """Run trials, of `first` before all others, until the Experiment is complete or a signal interrupts it.
 
-        Raises NasError, OSError.
+        `changed` is called with each trial that began, reported or ended. Raises NasError, OSError.
         """
-        earlier = [(t.assignments, self._told(t)) for t in self.trials + self._waiting]
-        self._suggester = Suggester(self.experiment, earlier, first)
+        earlier = [(trial.assignments, self._told(trial)) for trial in self.trials]
+        self._changed, self._suggester = changed, Suggester(self.experiment, earlier, first)
+        self._queue = self._to_run()
         for name in ("trials", "logs"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         try:
@@ -95,29 +83,22 @@ class Search(Progress):
 
     async def _all(self) -> None:
         """Keep as many trials running as may be."""
-        loop, tasks = asyncio.get_running_loop(), set[asyncio.Task[None]]()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._interrupt, number)
-        try:
-            while True:
-                while self.state == "Running" and not self.interrupted and len(tasks) < self.experiment.parallel:
-                    if (trial := self._next()) is None:
-                        break
-                    self.trials.append(trial)
-                    tasks.add(asyncio.create_task(self._one(trial)))
-                    self._watcher.started(trial)
-                if not tasks:
-                    break
-                done, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-                for error in filter(None, [task.exception() for task in done]):  # all are asked: asyncio tells none
-                    raise error
-        finally:
-            for task in tasks:  # only when something here broke
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            for process in list(self._running):
-                _stop(process, 0)
-                await process.wait()
+            asyncio.get_running_loop().add_signal_handler(number, self._interrupt, number)
+        await asyncio.gather(*(self._one_by_one() for _ in range(self.experiment.parallel)))
+
+    async def _one_by_one(self) -> None:
+        while self.state == "Running" and not self.interrupted and (trial := next(self._queue, None)):
+            await self._one(trial)
+
+    def _to_run(self) -> Iterator[Trial]:
+        """The trials that an interrupted run left unfinished, then new ones; each is settled when its turn comes."""
+        yield from [trial for trial in self.trials if trial.state == "Running"]
+        while len(self.trials) < self.experiment.max_trials and (assignments := self._suggester.ask()):
+            suffix = "".join(random.choices(string.ascii_lowercase + string.digits, k=8))
+            rule = self.experiment.rule([t.observation for t in self.trials if t.state == "Succeeded"])
+            self.trials.append(Trial(f"{self.experiment.name}-{suffix}", assignments, rule))
+            yield self.trials[-1]
 
     def _interrupt(self, number: int) -> None:
         grace = 0 if self.interrupted else INTERRUPT_GRACE
@@ -125,25 +106,15 @@ class Search(Progress):
         for process in self._running:
             _stop(process, grace)
 
-    def _next(self) -> Trial | None:
-        if self._waiting:
-            trial = self._waiting.pop(0)
-            trial.observation = Observation()
-            return trial
-        if len(self.trials) >= self.experiment.max_trials or (suggestion := self._suggester.ask()) is None:
-            return None
-        suffix = "".join(random.choices(string.ascii_lowercase + string.digits, k=8))
-        rule = self.experiment.rule([t.observation for t in self.trials if t.state == "Succeeded"])
-        return Trial(f"{self.experiment.name}-{suffix}", suggestion[1], rule, suggestion[0])
-
     async def _one(self, trial: Trial) -> None:
         """A trial to its end; one that crashes starts again as often as `backoffLimit` says."""
         log = self.folder / "logs" / f"{trial.name}.log"
         trial.started = time.time()
-        for trial.attempts in range(1, self.experiment.backoff_limit + 2):
-            trial.observation = Observation()
+        for _ in range(self.experiment.backoff_limit + 1):
+            trial.observation, trial.reports = {}, None
             log.write_bytes(b"")
             self._record_trial(trial)
+            self._changed(trial)
             status = await self._process(trial, log)
             if self.interrupted and status != 0 and trial.state == "Running":
                 return  # stays Running in the record: a resumed run starts it again
@@ -152,12 +123,11 @@ class Search(Progress):
         if trial.state == "Running":
             trial.state, trial.message = self._verdict(trial, status, log)
         trial.ended = time.time()
-        if trial.number >= 0:
-            self._suggester.tell(trial.number, self._told(trial))
+        self._suggester.tell(trial.assignments, self._told(trial))
         self._record_trial(trial)
         self._judge()
         self._record()
-        self._watcher.ended(trial)
+        self._changed(trial)
 
     async def _process(self, trial: Trial, log: Path) -> int:
         """Run a trial once by its supervisor and hear what it prints; the exit status."""
@@ -168,55 +138,59 @@ class Search(Progress):
             stdout=subprocess.PIPE,
             env=environment,
             cwd=image_folder(self.experiment, self.places),
+            limit=LONGEST_LINE,
             start_new_session=True,  # the terminal's Ctrl-C reaches this process alone, which then tells the trials
         )
         self._running.append(process)
         if self.interrupted:
             _stop(process, INTERRUPT_GRACE)
-        loop, deadline = asyncio.get_running_loop(), self.experiment.deadline
-        late = loop.call_later(deadline, self._late, trial, process) if deadline else None
+        try:
+            async with asyncio.timeout(self.experiment.deadline):
+                await self._hear(trial, process)
+        except TimeoutError:
+            if trial.state == "Running":
+                trial.state = "Failed"
+                trial.message = f"it took longer than activeDeadlineSeconds ({self.experiment.deadline} s)"
+        finally:
+            if process.returncode is None:  # late, or something here broke
+                _stop(process, 0)
+                await process.communicate()
+            self._running.remove(process)
+        return await process.wait()
+
+    async def _hear(self, trial: Trial, process: asyncio.subprocess.Process) -> None:
+        """Take in what a trial prints, until its process has ended."""
         assert process.stdout is not None
-        rest = b""
-        while data := await process.stdout.read(65536):
-            *lines, rest = (rest + data).split(b"\n")
-            for line in lines:
-                self._heard(trial, process, line.decode(errors="replace"))
-        self._heard(trial, process, rest.decode(errors="replace"))
-        status = await process.wait()
-        self._running.remove(process)
-        if late:
-            late.cancel()
-        return status
-
-    def _late(self, trial: Trial, process: asyncio.subprocess.Process) -> None:
-        if trial.state == "Running":
-            trial.state = "Failed"
-            trial.message = f"it took longer than activeDeadlineSeconds ({self.experiment.deadline} s)"
-        _stop(process, 0)
-
-    def _heard(self, trial: Trial, process: asyncio.subprocess.Process, line: str) -> None:
-        if trial.state != "Running":
-            return  # Katib's collector reads no further either
-        if self.experiment.metric not in self.experiment.observe(line, trial.observation):
-            return
-        if self.experiment.stops(trial.rule, trial.observation):
-            trial.state, trial.message = "EarlyStopped", "below the median of the trials that succeeded"
-            _stop(process, STOP_GRACE)
-        self._watcher.reported(trial)
+        async for line in process.stdout:
+            if trial.state != "Running":
+                continue  # Katib's collector reads no further either
+            if self.experiment.metric not in self.experiment.observe(line.decode(errors="replace"), trial.observation):
+                continue
+            if self.experiment.stops(trial.rule, trial.observation):
+                trial.state, trial.message = "EarlyStopped", "below the median of the trials that succeeded"
+                _stop(process, STOP_GRACE)
+            self._changed(trial)
+        await process.wait()
 
     def _verdict(self, trial: Trial, status: int, log: Path) -> tuple[State, str]:
-        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        text = log.read_text(errors="replace")
+        lines = [line for line in text.splitlines() if line.strip()]
         tail = lines[-1:] if lines and "error: " in lines[-1] else lines[-LOG_TAIL:]
         said = f"{' | '.join(tail) or 'it printed nothing'} ({log})"
         if status != 0:
             how = f"killed by signal {status - 128}" if status > 128 else f"exit status {status}"
             return "Failed", f"{how}: {said}"
         if self.value(trial) is None:
-            return "MetricsUnavailable", f"it printed no number for {self.experiment.metric}: {said}"
+            metric, printed = self.experiment.metric, dict.fromkeys(re.findall(r"([\w-]+)\s*=", text))
+            named = re.search(rf"\b{re.escape(metric)}\b", text)
+            if printed and not named and not self.best:  # mistyped, so that no other trial will have it either
+                self.state = "Failed"
+                self.reason = f"trials print no {metric}, but {', '.join(printed)}: mend experiment.objective.metric"
+            return "MetricsUnavailable", f"it printed no number for {metric}: {said}"
         return "Succeeded", ""
 
     def _told(self, trial: Trial) -> float | None:
-        return None if trial.failed else self.value(trial)
+        return None if trial.failed or not trial.ended else self.value(trial)
 
     def _judge(self) -> None:
         """Katib's order: the goal, then too many failures, then enough trials."""
@@ -253,7 +227,7 @@ class Search(Progress):
 
     def _record(self) -> None:
         status: Manifest = {"startTime": _stamp(self.started), "trials": len(self.trials)}
-        for state, count in Counter(trial.state for trial in self.trials + self._waiting).items():
+        for state, count in Counter(trial.state for trial in self.trials).items():
             status[f"trials{state}" if state != "MetricsUnavailable" else "trialMetricsUnavailable"] = count
         if best := self.best:
             status["currentOptimalTrial"] = {
@@ -297,7 +271,7 @@ def command_line(experiment: Experiment, trial: Trial, places: Places) -> tuple[
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "NAS_CPUS": share,
         **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), share),
-        "NAS_DATA": str(places.data),
+        "NAS_DATA": str(places.home / "data"),
         "PYTHONUNBUFFERED": "1",
     }
     for entry in container.get("env", []):
@@ -315,12 +289,9 @@ def _here(word: str, paths: dict[str, str]) -> str:
 
 def _share(container: Manifest, parallel: int) -> int:
     """CPUs for one trial: its limit, or its part of the machine if that is less; at least 1."""
-    share = max(1, cpus() // parallel)
-    limit = str(container.get("resources", {}).get("limits", {}).get("cpu", ""))
-    if limit:
-        cores = float(limit[:-1]) / 1000 if limit.endswith("m") else float(limit)
-        share = min(share, max(1, int(cores)))
-    return share
+    limit = str(container.get("resources", {}).get("limits", {}).get("cpu", cpus()))
+    cores = float(limit[:-1]) / 1000 if limit.endswith("m") else float(limit)
+    return max(1, min(int(cores), cpus() // parallel))
 
 
 def _condition(state: str, message: str) -> Manifest:
@@ -335,8 +306,8 @@ def _pairs(assignments: dict[str, str]) -> list[Manifest]:
 
 def _metrics(observation: Observation) -> Manifest:
     metrics = [
-        {"name": name, "latest": observation.last[name], "min": repr(min(values)), "max": repr(max(values))}
-        for name, values in observation.values.items()
+        {"name": name, "latest": repr(values[-1]), "min": repr(min(values)), "max": repr(max(values))}
+        for name, values in observation.items()
     ]
     return {"metrics": metrics}
 
@@ -365,3 +336,9 @@ def recorded(places: Places) -> Iterator[tuple[Path, Manifest]]:
     """Folders and Experiments of all runs, latest first."""
     for path in sorted((places.home / "runs").glob("*/experiment.yaml"), key=lambda p: -p.stat().st_mtime):
         yield path.parent, load(path)
+
+
+def recorded_trials(folder: Path) -> tuple[list[Manifest], dict[str, str]]:
+    """The Trials of a run and, by their names, what each printed. Raises NasError."""
+    printed = {path.stem: path.read_text(errors="replace") for path in (folder / "logs").glob("*.log")}
+    return [load(path) for path in (folder / "trials").glob("*.yaml")], printed

@@ -2,15 +2,14 @@
 
 import copy
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from nas.errors import NasError
 
 API_VERSION = "kubeflow.org/v1beta1"
-MODEL_ANNOTATION = "nas/model"
-ONLY_WHEN_DATA_CHANGES = "nas/only-when-data-changes"
 Manifest = dict[str, Any]
+Observation = dict[str, list[float]]  # what a trial printed: every value in order, by the metric's name
 
 
 @dataclass(frozen=True)
@@ -19,14 +18,6 @@ class Rule:
 
     value: float
     start_step: int
-
-
-@dataclass
-class Observation:
-    """What a trial printed of its metrics: every value in order, by metric name."""
-
-    values: dict[str, list[float]] = field(default_factory=dict)
-    last: dict[str, str] = field(default_factory=dict)
 
 
 class Experiment:
@@ -54,8 +45,8 @@ class Experiment:
     def _read(self, spec: Manifest) -> None:
         objective = spec["objective"]
         annotations = self.manifest["metadata"].get("annotations", {})
-        self.model: str = annotations.get(MODEL_ANNOTATION, "")
-        self.only_when_data_changes = annotations.get(ONLY_WHEN_DATA_CHANGES) == "true"
+        self.model: str = annotations.get("nas/model", "")
+        self.only_when_data_changes = annotations.get("nas/only-when-data-changes") == "true"
         self.metric: str = objective["objectiveMetricName"]
         self.maximize = objective["type"] == "maximize"
         self.goal = float(objective["goal"]) if "goal" in objective else None
@@ -103,10 +94,10 @@ class Experiment:
         return None
 
     @property
-    def most_epochs(self) -> int | None:
-        """The epochs all trials together could take, None when the command line doesn't say."""
-        epochs = self.argument("epochs")
-        return int(epochs) * self.max_trials or None if epochs and epochs.isdigit() else None
+    def epochs(self) -> int:
+        """The epochs a trial could take, 0 when the command line doesn't say."""
+        epochs = self.argument("epochs") or ""
+        return int(epochs) if epochs.isdigit() else 0
 
     def job(self, trial: str, assignments: dict[str, str]) -> Manifest:
         """The trialSpec with every `${trialParameters.*}` of a trial put in, as Katib's controller does."""
@@ -121,21 +112,20 @@ class Experiment:
         found = []
         for pattern in self.formats:
             for match in pattern.finditer(line):
-                name, text = match[1].strip(), match[2].strip()
+                name = match[1].strip()
                 if name not in self.metrics:
                     continue
                 try:
-                    value = float(text)
+                    value = float(match[2])
                 except ValueError:
                     continue  # such as nan; Katib would store an empty value and call the trial a success
-                observation.values.setdefault(name, []).append(value)
-                observation.last[name] = text
+                observation.setdefault(name, []).append(value)
                 found.append(name)
         return found
 
     def value(self, observation: Observation) -> float | None:
         """A trial's objective: the max, min or latest of its values, as the metric's strategy says."""
-        values = observation.values.get(self.metric)
+        values = observation.get(self.metric)
         if not values:
             return None
         strategy = self.strategies.get(self.metric, "max" if self.maximize else "min")
@@ -154,14 +144,14 @@ class Experiment:
 
         The threshold is the mean over these trials of the mean of their first `start_step` objective values.
         """
-        histories = [o.values[self.metric][: self.start_step] for o in succeeded if o.values.get(self.metric)]
+        histories = [o[self.metric][: self.start_step] for o in succeeded if o.get(self.metric)]
         if not self.stopping or not histories or len(histories) < self.min_trials:
             return None
         return Rule(sum(sum(h) / len(h) for h in histories) / len(histories), self.start_step)
 
     def stops(self, rule: Rule | None, observation: Observation) -> bool:
         """Whether `rule` ends a trial at this very report."""
-        values = observation.values.get(self.metric, [])
+        values = observation.get(self.metric, [])
         if rule is None or len(values) != rule.start_step:
             return False
         best = max(values) if self.maximize else min(values)

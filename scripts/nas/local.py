@@ -8,7 +8,6 @@ from pathlib import Path
 
 from modelkit import files
 from modelkit.store import Store
-from rich.console import Console
 
 from nas import bridge, chart, data, fetch
 from nas.engine import Places, Search, command_line, image_folder, recorded
@@ -20,9 +19,7 @@ from nas.view import View, next_commands
 VALUES = "nas/values-digest"  # annotation: sha256 of the file that a run began with
 
 
-def run(
-    root: Path, home: Path, values: str, number: int | None, resume: bool, settings: list[str], name: str = ""
-) -> int:
+def run(root: Path, home: Path, values: str, number: int | None, resume: bool, settings: list[str]) -> int:
     """Run the search of a values file (a path, or a name in values/) to its end; the exit status.
 
     130 or 143 when a signal interrupted it, 1 when it failed. Raises TOLD, OSError.
@@ -31,7 +28,7 @@ def run(
     path = chart.values_file(root, values)
     if resume and settings:
         raise NasError("an interrupted run goes on as it began: leave --set out, or leave --resume out for a new run")
-    manifest = _interrupted(places, path) if resume else _new(places, path, number, settings, name)
+    manifest = _interrupted(places, path) if resume else _new(places, path, number, settings)
     experiment = Experiment(manifest)
     if not experiment.model:
         raise NasError(f"the Experiment of {path} doesn't say which model it makes: set global.model")
@@ -48,18 +45,17 @@ def run(
         if store.has_seen(digest):
             print(f"nothing to do: the data is what an earlier search learned from (digest {digest[:12]})", flush=True)
             return 0
-    view = View(Console(highlight=False))
-    search = view.search = Search(experiment, places, view)
+    search = Search(experiment, places)
     if resume:
         search.resume()
-    with view:
-        search.run(_current_parameters(store, experiment))
+    with View(search) as view:
+        search.run(view.changed, _current_parameters(store, experiment))
     store.adopt()
     if search.interrupted:
         view.note(f"interrupted; to go on: .venv/bin/nas run {values} --resume")
         return 128 + search.interrupted
     current = store.load().manifest if store.current() else None
-    place = _shown(store.version(current.digest)) if current else ""
+    place = str(store.version(current.digest)).removeprefix(f"{Path.cwd()}/") if current else ""
     failed = search.state == "Failed" or search.best is None
     after = next_commands(current) if current and not failed else []
     view.summary(current, place, after, bridge.reasons(store, experiment.name))
@@ -75,12 +71,13 @@ def repeat(root: Path, home: Path, values: str, seconds: int, settings: list[str
     Raises NasError when the first can't even be rendered.
     """
     path = chart.values_file(root, values)
-    chart.render(root, home, chart.release_name(path), [path], settings)
+    release = chart.release_name(path)
+    chart.render(root, home, release, [path], settings)
     begin = time.time()
     while True:
-        stamp = time.strftime("%Y%m%d-%H%M", time.gmtime())
+        name = f"experiment.name={release}-{time.strftime('%Y%m%d-%H%M', time.gmtime())}"
         try:
-            status = run(root, home, values, None, False, settings, f"{chart.release_name(path)}-{stamp}")
+            status = run(root, home, values, None, False, [*settings, name])
         except (*TOLD, OSError) as error:
             status = 1
             print(f"error: {error}", file=sys.stderr, flush=True)
@@ -120,38 +117,32 @@ def _current_parameters(store: Store, experiment: Experiment) -> dict[str, str] 
     return {name: given.get(name.replace("-", "_"), "") for name in experiment.space} if given else None
 
 
-def _shown(path: Path) -> str:
-    """A path as a person in this folder would type it."""
-    here = Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
-
-
 def _data(experiment: Experiment, image: Path, places: Places) -> None:
     """See to it that the trial's data is there: fetched where it is known, else put there by the user."""
     given, known = experiment.argument("data"), data.NEEDED_BY.get(image.name)
     if known and given in (None, known):
-        data.ensure(known, places.data)
+        data.ensure(known, places.home / "data")
     elif given and given != "iris":
-        path = places.store.joinpath(*Path(given).parts[2:]) if Path(given).is_absolute() else places.data / given
+        on_claim = Path(given).is_absolute()
+        path = places.store.joinpath(*Path(given).parts[2:]) if on_claim else places.home / "data" / given
         if not path.exists():
             raise NasError(f"the trainer's data is to be at {path}, where nothing is; docs/trainers.md tells how")
 
 
-def _new(places: Places, path: Path, number: int | None, settings: list[str], name: str) -> Manifest:
+def _new(places: Places, path: Path, number: int | None, settings: list[str]) -> Manifest:
     """The Experiment with a run number no earlier run had, so that its seed and, unless given, its name are new."""
-    release, runs = chart.release_name(path), places.home / "runs"
-    chosen = number or len(list(runs.glob(f"{release}-*"))) + 1
-    named = [f"experiment.name={name}"] if name else []
+    release, taken = chart.release_name(path), None
+    chosen = number or len(list((places.home / "runs").glob(f"{release}-*"))) + 1
     while True:
-        asked = [*settings, f"experiment.run={chosen}", *named]
+        asked = [*settings, f"experiment.run={chosen}"]
         manifest = chart.experiment(chart.render(places.root, places.home, release, [path], asked), path)
         folder = places.run(manifest["metadata"]["name"])
         if not folder.exists():
             manifest["metadata"]["annotations"][VALUES] = bridge.digest(path)
             return manifest
-        if number or name:
-            raise NasError(f"run {name or number} of {path} is there already: {folder}; leave --run out for a new one")
-        chosen += 1
+        if number or folder == taken:
+            raise NasError(f"{folder} is there already: for a new run, leave --run and experiment.name out")
+        taken, chosen = folder, chosen + 1
 
 
 def _interrupted(places: Places, path: Path) -> Manifest:

@@ -1,15 +1,15 @@
 """A search as far as it has come, wherever its trials run: what the view shows."""
 
+import contextlib
 import datetime
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from nas.experiment import Experiment, Manifest, Observation, Rule
 
 State = Literal["Running", "Succeeded", "Failed", "EarlyStopped", "MetricsUnavailable"]
-# An early-stopped trial keeps its Running condition; one that was killed may be Failed and MetricsUnavailable both.
-_ENDS: tuple[State, ...] = ("EarlyStopped", "Succeeded", "Failed", "MetricsUnavailable")
 
 
 @dataclass
@@ -19,14 +19,12 @@ class Trial:
     name: str
     assignments: dict[str, str]
     rule: Rule | None
-    number: int = -1  # the suggestion's
     state: State = "Running"
     message: str = ""
-    observation: Observation = field(default_factory=Observation)
+    observation: Observation = field(default_factory=dict)
     started: float = 0.0
     ended: float | None = None
-    attempts: int = 0
-    reports: int | None = None  # epochs, where they are known from elsewhere than `observation`
+    reports: int | None = None  # epochs, where `observation` doesn't have every one of them
 
     @property
     def short(self) -> str:
@@ -39,15 +37,7 @@ class Trial:
 
     def epochs(self, metric: str) -> int:
         """Epochs reported so far."""
-        return len(self.observation.values.get(metric, [])) if self.reports is None else self.reports
-
-
-class Watcher(Protocol):
-    """Sees a search as it goes."""
-
-    def started(self, trial: Trial) -> None: ...
-    def reported(self, trial: Trial) -> None: ...
-    def ended(self, trial: Trial) -> None: ...
+        return len(self.observation.get(metric, [])) if self.reports is None else self.reports
 
 
 class Progress:
@@ -84,8 +74,13 @@ def condition(manifest: Manifest, *types: str) -> Manifest | None:
     return next((found[name] for name in types if name in found), None)
 
 
-def read_trial(manifest: Manifest) -> Trial:
-    """A Trial object as far as it says; what it printed epoch by epoch isn't in it."""
+def read_trials(experiment: Experiment, manifests: Iterable[Manifest], printed: dict[str, str]) -> list[Trial]:
+    """Trials from their objects and, by their names, what each printed; in the order they started."""
+    trials = [_trial(experiment, m, printed.get(m["metadata"]["name"], "")) for m in manifests]
+    return sorted(trials, key=lambda trial: trial.started)
+
+
+def _trial(experiment: Experiment, manifest: Manifest, printed: str) -> Trial:
     spec: Any = manifest["spec"]
     status = manifest.get("status", {})
     rules = spec.get("earlyStoppingRules")
@@ -94,13 +89,23 @@ def read_trial(manifest: Manifest) -> Trial:
         assignments={a["name"]: a["value"] for a in spec.get("parameterAssignments", [])},
         rule=Rule(float(rules[0]["value"]), int(rules[0].get("startStep", 0))) if rules else None,
     )
-    if end := condition(manifest, *_ENDS):
+    # An early-stopped trial keeps its Running condition; one that was killed may be Failed and MetricsUnavailable both.
+    if end := condition(manifest, "EarlyStopped", "Succeeded", "Failed", "MetricsUnavailable"):
         trial.state, trial.message = end["type"], end.get("message", "")
         # Katib gives an early-stopped trial no completionTime.
         when = status.get("completionTime") or end.get("lastTransitionTime")
         trial.ended = seconds(when) if when else time.time()
-    if "startTime" in status:
-        trial.started = seconds(status["startTime"])
+    trial.started = seconds(status.get("startTime") or manifest["metadata"]["creationTimestamp"])
+    for line in printed.splitlines():
+        experiment.observe(line, trial.observation)
+        if experiment.stops(trial.rule, trial.observation):
+            break  # what a stopped trial printed later never counted
+    recorded: Observation = {}
+    for metric in status.get("observation", {}).get("metrics", []):
+        with contextlib.suppress(ValueError):  # Katib says "unavailable"
+            recorded[metric["name"]] = [float(metric[key]) for key in ("min", "max", "latest")]
+    if experiment.value(recorded) not in (None, experiment.value(trial.observation)):
+        trial.observation, trial.reports = recorded, 0  # its output is gone, or isn't all there
     return trial
 
 

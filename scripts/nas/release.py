@@ -8,13 +8,12 @@ from pathlib import Path
 
 import msgspec
 from modelkit import artifact
-from rich.console import Console
 
 from nas import artifacts, bridge, chart, images
 from nas.cluster import Cluster, image_name, trouble
 from nas.errors import NasError
 from nas.experiment import Manifest
-from nas.follow import Follower, sigterm_as_interrupt
+from nas.follow import Follower
 from nas.progress import condition
 from nas.view import View, meter, next_commands
 
@@ -43,9 +42,8 @@ def watch(cluster: Cluster, root: Path, release: str, name: str = "") -> int:
     if not found:
         raise NasError(f"no search of release {release} in namespace {cluster.namespace}: nas run VALUES starts one")
     manifest = max(found, key=lambda m: str(m["metadata"]["creationTimestamp"]))
-    search, view = Follower(cluster, manifest), View(Console(highlight=False))
-    view.search = search
-    was_over = search.over
+    search = Follower(cluster, manifest)
+    view, was_over = View(search), search.over
     try:
         with view:
             search.follow(view)
@@ -108,13 +106,12 @@ def serve(cluster: Cluster, release: str, host: str, port: int) -> None:
     name, began = f"{release}-serving", 0.0
     ready = cluster.command("rollout", "status", f"deployment/{name}")
     ports = ["--address", host, f"service/{name}", f"{port}:{service['service']['port']}"]
-    with sigterm_as_interrupt():
-        while not began or time.monotonic() - began > AT_ONCE:
-            print(f"waiting for deployment {name}, which is ready with the first promoted model", flush=True)
-            if subprocess.run(ready, check=False).returncode:
-                raise NasError(f"deployment {name} isn't ready (see above): `nas watch {release}` shows its search")
-            began = time.monotonic()
-            subprocess.run(cluster.command("port-forward", *ports), check=False)  # ends with the server's pod
+    while not began or time.monotonic() - began > AT_ONCE:
+        print(f"waiting for deployment {name}, which is ready with the first promoted model", flush=True)
+        if subprocess.run(ready, check=False).returncode:
+            raise NasError(f"deployment {name} isn't ready (see above): `nas watch {release}` shows its search")
+        began = time.monotonic()
+        subprocess.run(cluster.command("port-forward", *ports), check=False)  # ends with the server's pod
     raise NasError(f"{name} can't be reached on port {port} (see above): another --port may help")
 
 

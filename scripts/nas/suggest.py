@@ -32,7 +32,8 @@ class Suggester:
 
     def __init__(self, experiment: Experiment, earlier: list[Outcome], first: dict[str, str] | None = None) -> None:
         self._space = space(experiment)
-        self._tried = [assignments for assignments, _ in earlier]  # or being tried
+        # Every point that was tried or is being tried, with Optuna's number where the outcome is still to be told.
+        self._tried: dict[frozenset[tuple[str, str]], int | None] = {_key(point): None for point, _ in earlier}
         self._grid: Iterator[dict[str, str]] | None = None
         if experiment.algorithm == "grid":  # Optuna's grid can only be walked by its own loop
             points = itertools.product(*(_points(name, d) for name, d in self._space.items()))
@@ -47,25 +48,26 @@ class Suggester:
             with contextlib.suppress(ValueError):  # it is no point of this space
                 self._study.enqueue_trial(_trial(self._space, first, None).params)
 
-    def ask(self) -> tuple[int, dict[str, str]] | None:
-        """A number to `tell` the outcome by, and the assignments; None when no new point is left."""
+    def ask(self) -> dict[str, str] | None:
+        """The assignments to try next; None when no new point is left."""
         if self._grid:
-            point = next((point for point in self._grid if point not in self._tried), None)
-            return None if point is None else (-1, point)
+            return next((point for point in self._grid if _key(point) not in self._tried), None)
         for draw in range(DRAWS):
             # All trials of a search train with one seed: a point that was tried would give the same model again.
             self._study.sampler = self._sampler if draw < DRAWS // 10 else self._anywhere
             trial = self._study.ask(self._space)
             point = {name: _text(value) for name, value in trial.params.items()}
-            if point not in self._tried:
-                self._tried.append(point)
-                return trial.number, point
-            self.tell(trial.number, None)
+            if _key(point) not in self._tried:
+                self._tried[_key(point)] = trial.number
+                return point
+            self._study.tell(trial.number, state=TrialState.FAIL)
         return None
 
-    def tell(self, number: int, value: float | None) -> None:
-        """The objective value of the trial `ask` gave that number, None when it failed."""
-        if not self._grid:
+    def tell(self, assignments: dict[str, str], value: float | None) -> None:
+        """The objective value that assignments of `ask` came to, None when their trial failed; the first word holds."""
+        number = self._tried.get(_key(assignments))
+        if number is not None:
+            self._tried[_key(assignments)] = None
             self._study.tell(number, value, state=TrialState.FAIL if value is None else None)
 
 
@@ -83,6 +85,10 @@ def _trial(among: Space, assignments: dict[str, str], value: float | None) -> Fr
     return optuna.trial.create_trial(params=params, distributions=among, value=value, state=state)
 
 
+def _key(assignments: dict[str, str]) -> frozenset[tuple[str, str]]:
+    return frozenset(assignments.items())
+
+
 def _sampler(experiment: Experiment, seed: int | None) -> optuna.samplers.BaseSampler:
     samplers, settings = optuna.samplers, experiment.settings
     startup = int(settings.get("n_initial_points", settings.get("n_startup_trials", 10)))
@@ -90,10 +96,8 @@ def _sampler(experiment: Experiment, seed: int | None) -> optuna.samplers.BaseSa
         case "random":
             return samplers.RandomSampler(seed)
         case "tpe" | "multivariate-tpe" as name:
-            liar = experiment.parallel > 1
-            return samplers.TPESampler(
-                seed=seed, n_startup_trials=startup, multivariate=name != "tpe", constant_liar=liar
-            )
+            joint, liar = name == "multivariate-tpe", experiment.parallel > 1
+            return samplers.TPESampler(seed=seed, n_startup_trials=startup, multivariate=joint, constant_liar=liar)
         case "cmaes":
             return samplers.CmaEsSampler(seed=seed)
         case "sobol":
@@ -102,10 +106,8 @@ def _sampler(experiment: Experiment, seed: int | None) -> optuna.samplers.BaseSa
             try:
                 import torch  # noqa: F401 - Optuna's Gaussian process needs it
             except ImportError as error:
-                raise NasError(
-                    "algorithm bayesianoptimization needs torch on this machine: run an MNIST search first, which "
-                    "sets it up, or choose tpe"
-                ) from error
+                hint = "an MNIST search sets it up; or choose tpe"
+                raise NasError(f"algorithm bayesianoptimization needs torch on this machine: {hint}") from error
             return samplers.GPSampler(seed=seed, n_startup_trials=startup)
     raise NasError(f"algorithm {experiment.algorithm!r} can't run on this machine; these can: {', '.join(ALGORITHMS)}")
 

@@ -22,52 +22,60 @@ _HEAD_LINES = 5  # of the live view, above and below its rows
 
 
 class View:
-    """Watches a search: a context manager around `search.run()`. `search` is set before the first event."""
+    """Shows a search: a context manager around its run."""
 
-    search: Progress
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    def __init__(self, search: Progress) -> None:
+        self.search = search
+        self.console = Console(highlight=False)
         self._live: Live | None = None
-        self._spoke: dict[str, float] = {}
+        self._told: dict[str, str] = {}  # of each trial, by its name
 
     def __enter__(self) -> "View":
         experiment = self.search.experiment
-        most = f", {self._per_trial} epochs each at most" if self._per_trial else ""
+        most = f", {experiment.epochs} epochs each at most" if experiment.epochs else ""
         stopping = f", {experiment.stopping}" if experiment.stopping else ""
         count = experiment.max_trials or "any number of"
-        self.console.print(
-            f"experiment {experiment.name}: {experiment.algorithm}{stopping}, {count} trials, "
-            f"{experiment.parallel} at a time{most}",
-            soft_wrap=True,
-        )
+        how = f"{experiment.algorithm}{stopping}, {count} trials, {experiment.parallel} at a time{most}"
+        self.note(f"experiment {experiment.name}: {how}")
         if self.console.is_terminal:
-            self._live = Live(console=self.console, get_renderable=self._render, refresh_per_second=4, transient=True)
+            self._live = Live(console=self.console, get_renderable=self._render, refresh_per_second=4)
             self._live.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         if self._live:
+            # The summary of a search that is over has the table again; of an interrupted one, this is the last seen.
+            self._live.transient = error is None and self.search.state != "Running"
             self._live.stop()
 
-    def started(self, trial: Trial) -> None:
-        self._say(trial, f"started: {_parameters(trial)}")
+    def changed(self, trial: Trial) -> None:
+        """Tell what is new of a trial: that it began, waits for something or ended, and now and then its value."""
+        experiment, waits = self.search.experiment, trial.state == "Running" and trial.message
+        if self._live and not waits:
+            return  # the table has it
+        values, period = trial.observation.get(experiment.metric), int((time.time() - trial.started) / QUIET)
+        if trial.ended:
+            news, text = "ended", self._outcome(trial)
+        elif waits:
+            news = text = f"waits: {waits}"
+        elif values and period:
+            news, text = str(period), f"epoch {self._epoch(trial)}: {experiment.metric} {values[-1]:.4f}"
+        else:
+            news, text = "started", f"started: {_parameters(trial)}"
+        if self._told.get(trial.name) == news:
+            return
+        self._told[trial.name] = news
+        which = f"{self.search.trials.index(trial) + 1}/{experiment.max_trials or '?'}"
+        self.note(f"[{_clock(self._elapsed)}] trial {which} {trial.short} {text}")
 
-    def reported(self, trial: Trial) -> None:
-        if time.time() - self._spoke.get(trial.name, trial.started) >= QUIET:
-            values = trial.observation.values[self.search.experiment.metric]
-            self._say(trial, f"epoch {self._epoch(trial)}: {self.search.experiment.metric} {values[-1]:.4f}")
-
-    def ended(self, trial: Trial) -> None:
+    def _outcome(self, trial: Trial) -> str:
         value = self.search.value(trial)
         if trial.failed or value is None:
-            self._say(trial, f"{trial.state}: {trial.message}")
-            return
+            return f"{trial.state}: {trial.message}"
         best = " (best so far)" if trial is self.search.best else ""
         epochs = trial.epochs(self.search.experiment.metric)
         after = f" after {epochs} epochs" if epochs else ""
-        text = f"{trial.state}{after}: {self.search.experiment.metric} {value:.4f}{best}"
-        self._say(trial, f"{text}{self._remaining()}")
+        return f"{trial.state}{after}: {self.search.experiment.metric} {value:.4f}{best}{self._remaining()}"
 
     def note(self, text: str) -> None:
         """Something a person should know now."""
@@ -86,7 +94,7 @@ class View:
             value = f"{experiment.metric} {search.value(best):.4f}"
             self._line("best", f"{best.short}: {value} with {_parameters(best)}")
         spent = sum(trial.epochs(experiment.metric) for trial in search.trials)
-        if most := experiment.most_epochs:
+        if most := experiment.epochs * experiment.max_trials:
             self._line("epochs", f"{spent} of at most {most} ({spent / most:.0%})")
         self._line("time", f"{_clock(self._elapsed)}; {search.reason}")
         if current is None:
@@ -104,28 +112,15 @@ class View:
     def _line(self, name: str, text: str) -> None:
         self.console.print(Text(f"{name:7}", "bold").append(f" {text}", "not bold"), soft_wrap=True)
 
-    def _say(self, trial: Trial, text: str) -> None:
-        if self._live:
-            return
-        self._spoke[trial.name] = time.time()
-        number = self.search.trials.index(trial) + 1
-        of = self.search.experiment.max_trials or "?"
-        self.note(f"[{_clock(self._elapsed)}] trial {number}/{of} {trial.short} {text}")
-
     @property
     def _elapsed(self) -> float:
         return (self.search.ended or time.time()) - self.search.started
-
-    @property
-    def _per_trial(self) -> int | None:
-        most = self.search.experiment.most_epochs
-        return most // self.search.experiment.max_trials if most else None
 
     def _epoch(self, trial: Trial) -> str:
         done = trial.epochs(self.search.experiment.metric)
         if trial.ended and not done:
             return ""  # on a cluster, its output is gone
-        return f"{done}/{self._per_trial}" if self._per_trial else str(done)
+        return f"{done}/{self.search.experiment.epochs or '?'}"
 
     def _remaining(self) -> str:
         """How long the rest may take, by what the trials so far took."""
@@ -137,18 +132,16 @@ class View:
         return f", about {_clock(sum(took) / len(took) * left / search.experiment.parallel)} left"
 
     def _render(self) -> Group:
-        search = self.search
-        trials = list(search.trials)
+        search, best = self.search, self.search.best
         rows = max(3, self.console.height - _HEAD_LINES)
-        done = sum(trial.ended is not None for trial in trials)
-        best = search.best
+        done = sum(trial.ended is not None for trial in search.trials)
         most = search.experiment.max_trials or None
         head = Text(f"{done}/{most or '?'} trials  {_clock(self._elapsed)}")
         head.append(self._remaining().replace(", about", "  about"))
         if best:
             head.append(f"  best {search.experiment.metric} {search.value(best):.4f} ({best.short})", "bold")
         bar = ProgressBar(total=most, completed=done, width=min(60, self.console.width))
-        return Group(self._table(trials[-rows:]), bar, head)
+        return Group(self._table(search.trials[-rows:]), head, bar)  # a bar doesn't end its line
 
     def _table(self, trials: list[Trial]) -> Table:
         experiment = self.search.experiment
@@ -164,10 +157,9 @@ class View:
             state = Text(trial.state + (" *best*" if trial is best else ""), colour)
             if trial.failed or (trial.state == "Running" and trial.message):
                 state.append(f" {trial.message}")
-            cells = [number(trial.assignments[name]) for name in experiment.space]
-            shown = "" if value is None else f"{value:.4f}"
-            style = "bold" if trial is best else ""
-            table.add_row(trial.short, *cells, self._epoch(trial), shown, state, style=style)
+            cells = [trial.short, *(number(trial.assignments[name]) for name in experiment.space), self._epoch(trial)]
+            cells.append("" if value is None else f"{value:.4f}")
+            table.add_row(*cells, state, style="bold" if trial is best else "")
         return table
 
 

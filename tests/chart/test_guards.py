@@ -306,6 +306,10 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
     assert said.count("ERROR: ") >= 3
 
 
+def test_what_was_not_given_is_not_missed_again_as_nil() -> None:
+    assert "nil" not in refusal("experiment.algorithm.name=hyperband")
+
+
 def test_every_guard_has_a_case_here() -> None:
     source = (CHART / "templates/validate.yaml").read_text()
     sentences = re.findall(r'append \$errors (?:\(printf )?"((?:[^"\\]|\\.)*)"', source)

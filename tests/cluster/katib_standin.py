@@ -54,7 +54,6 @@ class Search:
 
     def __init__(self, experiment: Object) -> None:
         self._suggester: Suggester | None = None
-        self._numbers: dict[str, int] = {}  # a trial's, by which the suggester is told
         self._observations: dict[str, Observation] = {}
         self._exhausted = False
         self.namespace: str = experiment["metadata"]["namespace"]
@@ -128,10 +127,11 @@ class Search:
                     condition(status, "MetricsUnavailable", reason, "Metrics are not available")
                 else:
                     end(status, "Succeeded", "TrialSucceeded", "Trial has succeeded")
-        if done(status) and (number := self._numbers.pop(name, None)) is not None and self._suggester:
+        if done(status) and self._suggester:
             failed = holds(status, "Failed") or holds(status, "MetricsUnavailable")
             observation = self._observations.get(name, Observation())
-            self._suggester.tell(number, None if failed else self.experiment.value(observation))
+            assignments = {a["name"]: a["value"] for a in trial["spec"]["parameterAssignments"]}
+            self._suggester.tell(assignments, None if failed else self.experiment.value(observation))
         if json.dumps(status) != before:
             self._save("trials", trial)
 
@@ -152,8 +152,8 @@ class Search:
             self.experiment.observe(line, observation)
         status["observation"] = {
             "metrics": [
-                {"name": name, "latest": observation.last[name], "min": repr(min(values)), "max": repr(max(values))}
-                for name, values in observation.values.items()
+                {"name": name, "latest": repr(values[-1]), "min": repr(min(values)), "max": repr(max(values))}
+                for name, values in observation.items()
             ]
         }
 
@@ -210,7 +210,7 @@ class Search:
         if name not in self._observations and "observation" in trial["status"]:
             observation = self._observations[name] = Observation()
             for metric in trial["status"]["observation"]["metrics"]:
-                observation.values[metric["name"]] = [float(metric[k]) for k in ("min", "max", "latest")]
+                observation[metric["name"]] = [float(metric[k]) for k in ("min", "max", "latest")]
         return self._observations.get(name, Observation())
 
     def _fill(self) -> None:
@@ -230,13 +230,11 @@ class Search:
             self._suggester = Suggester(self.experiment, earlier)
         suggested = []
         while not self._exhausted and len(active) + len(suggested) < wanted:
-            if (suggestion := self._suggester.ask()) is None:
+            if (assignments := self._suggester.ask()) is None:
                 self._exhausted = True
                 break
             suffix = "".join(random.choices(string.ascii_lowercase + string.digits, k=8))
-            trial = self._trial(f"{self.experiment.name}-{suffix}", suggestion[1])
-            self._numbers[trial["metadata"]["name"]] = suggestion[0]
-            suggested.append(trial)
+            suggested.append(self._trial(f"{self.experiment.name}-{suffix}", assignments))
         if suggested:
             self._suggest(suggested)
         for trial in suggested:

@@ -50,26 +50,6 @@ for epoch in range(1, int(args["epochs"]) + 1):
 """
 
 
-class Recorder:
-    """Watches a search and remembers how many trials ran at once."""
-
-    def __init__(self) -> None:
-        self.running: set[str] = set()
-        self.most = 0
-        self.order: list[str] = []
-
-    def started(self, trial: Trial) -> None:
-        self.running.add(trial.name)
-        self.most = max(self.most, len(self.running))
-
-    def reported(self, trial: Trial) -> None:
-        pass
-
-    def ended(self, trial: Trial) -> None:
-        self.running.discard(trial.name)
-        self.order.append(trial.name)
-
-
 @pytest.fixture
 def places(tmp_path: Path) -> Places:
     root = tmp_path / "a project"  # the space is on purpose
@@ -159,10 +139,10 @@ def manifest() -> Callable[..., dict[str, Any]]:
 def search(places: Places, manifest: Callable[..., dict[str, Any]]) -> Callable[..., Search]:
     """Run an Experiment to its end. `categorical` makes the trials' values those of a list, in its order."""
 
-    def run(*, start: bool = True, **changes: Any) -> Search:
-        made = Search(Experiment(manifest(**changes)), places, Recorder())
+    def run(*, start: bool = True, changed: Callable[[Trial], object] = print, **changes: Any) -> Search:
+        made = Search(Experiment(manifest(**changes)), places)
         if start:
-            made.run()
+            made.run(changed)
         return made
 
     return run

@@ -94,7 +94,7 @@ def test_the_next_search_is_a_new_one_that_first_tries_the_current_models_parame
 @pytest.mark.usefixtures("searched")
 def test_a_run_that_is_there_is_not_run_over(nas: Nas) -> None:
     result = nas("run", "iris", *QUICK, "--run", "1")
-    assert (result.returncode, "run 1 of" in result.stderr) == (1, True)
+    assert (result.returncode, "is there already: for a new run, leave --run" in result.stderr) == (1, True)
 
 
 @pytest.mark.usefixtures("searched")

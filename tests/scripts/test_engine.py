@@ -50,8 +50,15 @@ def test_every_trial_runs_and_the_best_is_named(search: Run, places: Places) -> 
 
 
 def test_no_more_trials_run_at_once_than_the_experiment_says(search: Run) -> None:
-    done = search(maxTrialCount=6, parallelTrialCount=2)
-    assert (done._watcher.most, len(done.trials)) == (2, 6)  # type: ignore[attr-defined]
+    running: set[str] = set()
+    most = []
+
+    def changed(trial: Trial) -> None:
+        (running.discard if trial.ended else running.add)(trial.name)
+        most.append(len(running))
+
+    done = search(maxTrialCount=6, parallelTrialCount=2, changed=changed)
+    assert (max(most), len(done.trials)) == (2, 6)
 
 
 def test_a_full_disk_ends_the_search_with_one_error_and_no_traceback_beside_it(
@@ -106,6 +113,19 @@ def test_a_broken_trainer_fails_the_trial_with_its_last_words_and_then_the_searc
     assert done.state == "Failed"
 
 
+def test_a_mistyped_metric_ends_the_search_after_its_first_trials_and_what_is_printed_is_named(search: Run) -> None:
+    objective = {"type": "maximize", "objectiveMetricName": "acc"}
+    done = search(objective=objective, maxTrialCount=9, parallelTrialCount=2, maxFailedTrialCount=9)
+    assert [trial.state for trial in done.trials] == ["MetricsUnavailable"] * 2
+    assert done.state == "Failed"
+    assert done.reason == "trials print no acc, but epoch, loss, accuracy: mend experiment.objective.metric"
+
+
+def test_a_trial_without_a_number_for_a_metric_that_is_named_rightly_is_one_failure(search: Run) -> None:
+    done = search(args=("--mode=nan",), maxTrialCount=4, parallelTrialCount=1, maxFailedTrialCount=3)
+    assert (len(done.trials), done.reason) == (3, "3 trials failed, which is the limit")
+
+
 def test_a_trial_that_hangs_fails_at_its_deadline_and_leaves_no_process(search: Run, places: Places) -> None:
     done = search(args=("--mode=hang",), maxTrialCount=1, maxFailedTrialCount=1, job={"activeDeadlineSeconds": 1})
     assert done.trials[0].state == "Failed"
@@ -116,8 +136,8 @@ def test_a_trial_that_hangs_fails_at_its_deadline_and_leaves_no_process(search: 
 def test_a_crashed_trial_starts_again_as_often_as_backoff_limit_says_and_only_its_last_run_counts(search: Run) -> None:
     done = search(args=("--mode=once",), maxTrialCount=1, job={"backoffLimit": 1})
     trial = done.trials[0]
-    assert (trial.state, trial.attempts) == ("Succeeded", 2)
-    assert max(trial.observation.values["accuracy"]) < 0.99
+    assert trial.state == "Succeeded"
+    assert max(trial.observation["accuracy"]) < 0.99
 
 
 def test_the_goal_ends_the_search_while_running_trials_finish(search: Run, manifest: Callable[..., Any]) -> None:
@@ -147,13 +167,11 @@ def test_medianstop_stops_a_trial_at_its_report_and_counts_nothing_that_comes_la
     assert (first.state, first.rule) == ("Succeeded", None)
     for trial in later:
         earlier = [t for t in done.trials[: done.trials.index(trial)] if t.state == "Succeeded"]
-        threshold = sum(
-            (t.observation.values["accuracy"][0] + t.observation.values["accuracy"][1]) / 2 for t in earlier
-        )
+        threshold = sum((t.observation["accuracy"][0] + t.observation["accuracy"][1]) / 2 for t in earlier)
         assert trial.rule == Rule(threshold / len(earlier), 2)
-        below = trial.observation.values["accuracy"][1] < trial.rule.value
+        below = trial.observation["accuracy"][1] < trial.rule.value
         assert trial.state == ("EarlyStopped" if below else "Succeeded")
-        assert len(trial.observation.values["accuracy"]) == (2 if below else 4)
+        assert len(trial.observation["accuracy"]) == (2 if below else 4)
         record = yaml.safe_load((places.run("toy") / f"trials/{trial.name}.yaml").read_text())
         assert float(record["spec"]["earlyStoppingRules"][0]["value"]) == trial.rule.value
     assert "EarlyStopped" in [t.state for t in later] or first.assignments["value"] == "0.2"
@@ -163,11 +181,13 @@ def test_an_early_stopped_trial_is_told_to_end_and_may_save(search: Run, places:
     done = search(
         start=False, earlyStopping=MEDIANSTOP, args=("--mode=hang",), maxTrialCount=1, job={"backoffLimit": 1}
     )
-    done._next = lambda: None if done.trials else Trial("toy-x", {"value": "0.1"}, Rule(0.9, 1))  # type: ignore[method-assign]
-    done.run()
-    assert (done.trials[0].state, done.trials[0].attempts) == ("EarlyStopped", 1)
+    trial = Trial("toy-x", {"value": "0.1"}, Rule(0.9, 1))
+    done.trials.append(trial)
+    began = []
+    done.run(lambda _: began.append(trial.observation == {}))
+    assert (trial.state, began.count(True)) == ("EarlyStopped", 1)
     assert (folder(places, done.trials[0]) / "stopped").exists()
-    assert done.trials[0].observation.values["accuracy"] == [pytest.approx(0.025)]
+    assert done.trials[0].observation["accuracy"] == [pytest.approx(0.025)]
 
 
 def test_a_grid_ends_when_every_point_was_tried(search: Run) -> None:
@@ -195,13 +215,10 @@ import sys, yaml
 from pathlib import Path
 from nas.engine import Places, Search
 from nas.experiment import Experiment
-class Quiet:
-    def started(self, trial): print("started", trial.name, flush=True)
-    def reported(self, trial): print("reported", trial.name, flush=True)
-    def ended(self, trial): print("ended", trial.name, flush=True)
+def changed(trial): print("reported" if trial.observation else "started", trial.name, flush=True)
 root = Path(sys.argv[1])
-search = Search(Experiment(yaml.safe_load(Path(sys.argv[2]).read_text())), Places(root, root / ".nas"), Quiet())
-search.run()
+search = Search(Experiment(yaml.safe_load(Path(sys.argv[2]).read_text())), Places(root, root / ".nas"))
+search.run(changed)
 print("interrupted", search.interrupted, flush=True)
 """
 
@@ -257,25 +274,19 @@ def test_a_killed_search_goes_on_with_its_finished_trials_kept_and_its_running_o
     trainer = places.root / "images/toy-trainer/train.py"
     trainer.write_text(trainer.read_text().replace('mode == "hang"', 'mode == "never"'))
     manifest = engine.load(places.run("toy") / "experiment.yaml")
-    again = Search(Experiment(manifest), places, _Silent())
+    again = Search(Experiment(manifest), places)
     again.resume()
-    again.run()
+    again.run(print)
     assert (again.state, {t.state for t in again.trials}) == ("Succeeded", {"Succeeded"})
     assert recorded <= {t.name for t in again.trials}
     assert len(again.trials) == 3
-    finished = Search(Experiment(manifest), places, _Silent())
+    finished = Search(Experiment(manifest), places)
     finished.resume()
-    assert [t.observation.values for t in finished.trials]
+    assert [t.observation for t in finished.trials]
     assert finished.best
     assert again.best
     value = again.experiment.value
     assert value(finished.best.observation) == value(again.best.observation)
-
-
-class _Silent:
-    def started(self, trial: Trial) -> None: ...
-    def reported(self, trial: Trial) -> None: ...
-    def ended(self, trial: Trial) -> None: ...
 
 
 def test_a_trial_gets_its_share_of_the_processors(

@@ -20,12 +20,12 @@ def observed(experiment: Experiment, *lines: str) -> Observation:
     ["INFO accuracy=1.5", "  epoch=1 accuracy=0.5", "epoch=1 accuracy=nan", "epoch=1 my-accuracy=0.5", "accuracy=0.5"],
 )
 def test_only_an_epochs_line_says_something_of_the_metrics(manifest: Manifest, line: str) -> None:
-    assert observed(Experiment(manifest()), line).values == {}
+    assert observed(Experiment(manifest()), line) == {}
 
 
 def test_every_number_of_an_epochs_line_is_read_in_full(manifest: Manifest) -> None:
     observation = observed(Experiment(manifest()), "epoch=7 loss=1.5e-05 accuracy=0.9780000000000001")
-    assert observation.values == {"accuracy": [0.9780000000000001], "loss": [1.5e-05]}
+    assert observation == {"accuracy": [0.9780000000000001], "loss": [1.5e-05]}
 
 
 @pytest.mark.parametrize(("strategy", "value"), [("max", 0.9), ("min", 0.2), ("latest", 0.4)])
@@ -66,8 +66,8 @@ def test_a_trials_job_has_its_own_name_and_values(manifest: Manifest) -> None:
     assert job["metadata"]["name"] == "toy-abc"
 
 
-def test_the_most_a_search_could_spend_is_trials_times_epochs(manifest: Manifest) -> None:
-    assert Experiment(manifest()).most_epochs == 12
+def test_the_epochs_of_a_trial_are_those_of_its_command_line(manifest: Manifest) -> None:
+    assert Experiment(manifest()).epochs == 4
 
 
 @pytest.mark.parametrize(

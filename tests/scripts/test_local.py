@@ -80,6 +80,17 @@ def test_resume_goes_on_with_the_latest_interrupted_run_though_others_came_after
     assert local._interrupted(places, values)["metadata"]["name"] == "interrupted"
 
 
+@pytest.mark.parametrize("number", [None, 2])
+def test_a_name_that_an_earlier_run_has_is_told(
+    places: Places, manifest: Manifest, monkeypatch: pytest.MonkeyPatch, number: int | None
+) -> None:
+    monkeypatch.setattr(chart, "render", lambda *_: [manifest(name="mine")])
+    places.run("mine").mkdir(parents=True)
+    (places.root / "toy.yaml").touch()
+    with pytest.raises(NasError, match=r"runs/mine is there already: .* leave --run and experiment.name out"):
+        local.run(places.root, places.home, str(places.root / "toy.yaml"), number, False, [])
+
+
 def test_the_digest_is_asked_for_with_the_trials_own_command(places: Places, manifest: Manifest) -> None:
     assert local.data_digest(Experiment(manifest()), places) == "a" * 64
 

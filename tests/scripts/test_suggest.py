@@ -30,10 +30,10 @@ def suggester(
 def draws(suggester: Suggester, count: int = 12) -> list[dict[str, str]]:
     found = []
     for index in range(count):
-        if (suggestion := suggester.ask()) is None:
+        if (point := suggester.ask()) is None:
             break
-        suggester.tell(suggestion[0], None if index % 5 == 4 else float(suggestion[1]["lr"]))
-        found.append(suggestion[1])
+        suggester.tell(point, None if index % 5 == 4 else float(point["lr"]))
+        found.append(point)
     return found
 
 
@@ -57,8 +57,8 @@ def test_a_seed_settles_what_is_proposed(manifest: Manifest, algorithm: str) -> 
 def test_trials_that_run_at_the_same_time_never_get_the_same_suggestion(manifest: Manifest, algorithm: str) -> None:
     asked = suggester(manifest, algorithm)
     points = []
-    while (suggestion := asked.ask()) is not None and len(points) < 30:  # none of them is told how it went
-        points.append(tuple(suggestion[1].items()))
+    while (point := asked.ask()) is not None and len(points) < 30:  # none of them is told how it went
+        points.append(tuple(point.items()))
     assert len(points) == len(set(points)) == 30
 
 

@@ -13,11 +13,11 @@ from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
 from nas import artifacts, suggest
 from nas.cluster import Cluster
-from nas.engine import Places, load, recorded
+from nas.engine import Places, recorded, recorded_trials
 from nas.errors import NasError
 from nas.experiment import Experiment, Manifest
 from nas.follow import EXPERIMENT
-from nas.progress import Progress, Trial, read_trial
+from nas.progress import Progress, Trial, read_trials
 from nas.view import meter
 
 
@@ -33,15 +33,10 @@ class History(Progress):
         self.store = store
         state: Manifest = (experiment.get("status", {}).get("conditions") or [{}])[-1]
         self.state, self.reason = state.get("type", "Running"), state.get("message", "")
-        self.trials = sorted(map(read_trial, trials), key=lambda trial: trial.started)
+        self.trials = read_trials(self.experiment, trials, printed)
         if not self.trials:
             raise NasError(f"experiment {self.experiment.name} has no trial yet: wait for its first")
         self._jobs = {m["metadata"]["name"]: m["spec"].get("runSpec") for m in trials}
-        for trial in self.trials:
-            for line in printed.get(trial.name, "").splitlines():
-                self.experiment.observe(line, trial.observation)
-                if self.experiment.stops(trial.rule, trial.observation):
-                    break  # what a stopped trial printed later never counted
         self.manifest: artifact.Manifest | None = None
         self.evaluation = artifact.Evaluation([], [])
         kept = self.store.folder / "trials" / self.experiment.name / (self.best.name if self.best else "")
@@ -51,8 +46,8 @@ class History(Progress):
             self.evaluation = msgspec.json.decode(evaluation, type=artifact.Evaluation)
 
     def values(self, trial: Trial) -> list[float]:
-        """Its objective metric, epoch by epoch."""
-        return trial.observation.values.get(self.experiment.metric, [])
+        """Its objective metric, epoch by epoch, as far as that is known."""
+        return [] if trial.reports == 0 else trial.observation.get(self.experiment.metric, [])
 
     @cached_property
     def study(self) -> Any:
@@ -121,7 +116,7 @@ class History(Progress):
         took = [(trial.state, len(self.values(trial))) for trial in self.trials]
         epochs, seconds = sum(count for _, count in took), sum(trial_seconds(trial) or 0.0 for trial in self.trials)
         whole = [count for state, count in took if state == "Succeeded"]
-        mean, limit = sum(whole) / max(1, len(whole)), int(self.experiment.argument("epochs") or 0)
+        mean, limit = sum(whole) / max(1, len(whole)), self.experiment.epochs
         between = sum(max(0.0, mean - count) for state, count in took if state == "EarlyStopped")
         within = sum(max(0, limit - count) for count in whole)
         return {
@@ -139,9 +134,7 @@ def here(places: Places, model: str, name: str | None) -> History:
     for folder, manifest in recorded(places):
         experiment = Experiment(manifest)
         if experiment.name == name if name else experiment.model == model:
-            trials = [load(path) for path in (folder / "trials").glob("*.yaml")]
-            printed = {path.stem: path.read_text(errors="replace") for path in (folder / "logs").glob("*.log")}
-            return History(manifest, trials, printed, Store(places.store, experiment.model))
+            return History(manifest, *recorded_trials(folder), Store(places.store, experiment.model))
     wanted = f"experiment {name}" if name else f"search of model {model!r}"
     there = ", ".join(folder.name for folder, _ in recorded(places)) or "none"
     raise NasError(f"no {wanted} in {places.home / 'runs'} (there: {there}): run one, or name another")

@@ -32,12 +32,6 @@ MEDIANSTOP = {
 }
 
 
-class Silent:
-    def started(self, trial: Any) -> None: ...
-    def reported(self, trial: Any) -> None: ...
-    def ended(self, trial: Any) -> None: ...
-
-
 @pytest.fixture
 def documented(places: Places, manifest: Manifest) -> Search:
     """A search with the trainer that docs/trainers.md shows, run to its end."""
@@ -60,8 +54,8 @@ def documented(places: Places, manifest: Manifest) -> Search:
         "--seed=5",
         "--export-path=/model/wine/trials/wine-search/${trialParameters.trialName}",
     ]
-    search = Search(Experiment(made), places, Silent())
-    search.run()
+    search = Search(Experiment(made), places)
+    search.run(print)
     return search
 
 
@@ -143,9 +137,7 @@ def test_a_model_that_is_gone_leaves_a_report_without_it(places: Places, tmp_pat
         page.write(history.here(places, "toy", None), form, tmp_path / form, tmp_path)
     facts = json.loads((tmp_path / "json").read_text())
     assert (facts["model"], facts["evaluation"]["confusion"]) == (None, [])
-    assert [trial["observation"]["values"]["accuracy"][0] for trial in facts["trials"]] == pytest.approx(
-        [0.2, 0.05, 0.225]
-    )
+    assert [trial["observation"]["accuracy"][0] for trial in facts["trials"]] == pytest.approx([0.2, 0.05, 0.225])
     assert "kept no evaluation" in (tmp_path / "html").read_text()
     assert "| Succeeded | 0.9 | 4 |" in (tmp_path / "md").read_text()
 
@@ -214,7 +206,7 @@ def test_lineage_begins_with_the_searchs_own_best_and_goes_on_with_what_it_was_c
     other["spec"]["parameters"][0]["feasibleSpace"] = {"min": "5", "max": "9"}  # so much decay that it can't be better
     container = other["spec"]["trialTemplate"]["trialSpec"]["spec"]["template"]["spec"]["containers"][0]
     container["args"] = [word.replace("wine-search", "wine-other") for word in container["args"]]
-    Search(Experiment(other), places, Silent()).run()
+    Search(Experiment(other), places).run(print)
     assert store.current() == first
     told = history.here(places, "wine", "wine-other")
     assert [manifest.digest for manifest, _ in told.lineage()][:2] == [told.manifest.digest, first]
