@@ -65,7 +65,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter)
+    shape = argparse.RawDescriptionHelpFormatter
+    parser = _Parser(description=__doc__, epilog=EXAMPLE, formatter_class=shape, allow_abbrev=False)
     add = parser.add_argument
     add("--store", type=Path, default=Path("/model"), help="the store's folder (default: %(default)s)")
     add("--model", required=True, help="the model's name in the store, for example mnist")

@@ -120,7 +120,7 @@ def argument_parser(description: str | None) -> argparse.ArgumentParser:
 
     Help texts get their default at the end.
     """
-    parser = _Parser(description=description, formatter_class=_Help)
+    parser = _Parser(description=description, formatter_class=_Help, allow_abbrev=False)
     add = parser.add_argument_group("common to all trainers").add_argument
     add("--epochs", type=at_least(1), default=50, help="at most this many")
     add("--patience", type=at_least(1), default=5, help="stop after so many without improvement")

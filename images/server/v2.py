@@ -20,17 +20,22 @@ DTYPES = {
 }  # fmt: skip
 HEADER = "inference-header-content-length"  # bytes of JSON ahead of the tensors
 Parameters = dict[str, Any]
-Data = list[float | list[float | list[float]]]  # flat, in rows, or in images' lines
 
 
 class Tensor(msgspec.Struct, omit_defaults=True):
-    """An input or an output; without `data` its bytes follow the JSON."""
+    """An output; without `data` its bytes follow the JSON."""
 
     name: str
     datatype: str
     shape: list[int]
     parameters: Parameters = {}
-    data: Data | None = None
+    data: list[Any] | None = None
+
+
+class Numbers(Tensor):
+    """An input, without `data` as well."""
+
+    data: list[float | list[float | list[float]]] | None = None  # flat, in rows, or in images' lines
 
 
 class Wanted(msgspec.Struct):
@@ -43,7 +48,7 @@ class Wanted(msgspec.Struct):
 class Inference(msgspec.Struct):
     """The JSON of a request."""
 
-    inputs: list[Tensor]
+    inputs: list[Numbers]
     id: str | None = None
     parameters: Parameters = {}
     outputs: list[Wanted] | None = None
@@ -160,16 +165,14 @@ def infer_body(current: Predictor, body: bytes, length: str | None) -> tuple[tup
 def example(takes: Input, row: list[Any]) -> dict[str, Any]:
     """A request for one row, whose categories are numbers here."""
     data = [f.number(value) if f.values else value for f, value in zip(takes.features or [], row, strict=False)] or row
-    tensor = _input(takes, 1)
-    tensor.data = data
-    return {"id": "1", "inputs": [msgspec.to_builtins(tensor)]}
+    return {"id": "1", "inputs": [msgspec.to_builtins(_input(takes, 1)) | {"data": data}]}
 
 
 def _input(takes: Input, rows: int) -> Tensor:
     return Tensor(takes.name, {"float32": "FP32", "uint8": "UINT8"}[takes.dtype], [rows, *takes.shape])
 
 
-def _array(tensor: Tensor, raw: bytes) -> Array:
+def _array(tensor: Numbers, raw: bytes) -> Array:
     """The numbers of a request's tensor, from its data or from the bytes after the JSON."""
     if tensor.datatype not in DTYPES:
         raise Refusal(422, f"datatype {tensor.datatype[:20]!r}: expected one of {', '.join(DTYPES)}")

@@ -180,7 +180,7 @@ CASES: list[tuple[str | Object, list[str], str]] = [
         ["experiment.parameters.decay.type=double"],
         "experiment.parameters.decay is a double: give it min",
     ),
-    ("iris", ["experiment.parameters.lr.min=1"], "experiment.parameters.lr has min (1) above max (0.05)"),
+    ("iris", ["experiment.parameters.lr.min=1"], "experiment.parameters.lr has min (1) above max (0.03)"),
     (
         {"experiment": {"parameters": {"lr": {"type": "double", "min": 0, "max": 1, "step": "-1"}}}},
         [],

@@ -19,7 +19,9 @@ CHECKS = ("not_a_server_error", "status_code_conformance", "content_type_conform
 
 def main(examples: str) -> int:
     with tempfile.TemporaryDirectory() as folder:
-        models.promote(Path(folder), "iris", models.iris_rule())
+        digest = models.promote(Path(folder), "iris", models.iris_rule())
+        known = f'[parameters]\n"path.name" = "iris"\n"path.version" = "{digest}"\n'
+        Path(folder, "schemathesis.toml").write_text(known)
         with process.server(Path(folder)) as (running, _, url):
             program = str(Path(sys.executable).with_name("schemathesis"))
             words = [program, "run", f"{url}/openapi.json", "--checks", ",".join(CHECKS), "--max-examples", examples]

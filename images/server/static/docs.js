@@ -24,7 +24,9 @@ for (const [path, methods] of Object.entries(schema.paths))
     article.append(made("p", operation.description ?? operation.summary));
     article.append(...examples("Request", operation.requestBody?.content));
     article.append(...examples("Answer", operation.responses["200"]?.content));
-    const errors = Object.entries(operation.responses).filter(([status]) => status !== "200");
-    article.append(made("ul", "", ...errors.map(([status, { description }]) => made("li", `${status}: ${description}`))));
     document.getElementById("operations").append(article);
   }
+const errors = Object.entries(schema.paths["/predict"].post.responses).filter(([status]) => status !== "200");
+const lines = errors.map(([status, { description }]) => made("li", `${status}: ${description}`));
+const told = made("p", "In place of any of these answers, with a sentence in its body:");
+document.getElementById("operations").append(made("article", made("h2", "Errors"), told, made("ul", "", ...lines)));

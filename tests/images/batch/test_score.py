@@ -344,6 +344,14 @@ def test_a_shard_that_is_none_of_them_is_refused(arguments: Arguments, capsys: p
     assert "--shard-index is 0 to 2 with --shards 3" in capsys.readouterr().err
 
 
+def test_an_option_is_written_out_since_another_one_may_begin_alike(
+    arguments: Arguments, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        score.main([*arguments("mnist"), "--form", "csv"])
+    assert "unrecognized arguments: --form csv" in capsys.readouterr().err
+
+
 def test_a_wrong_option_is_told_in_one_sentence(arguments: Arguments, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         score.main([*arguments("mnist"), "--format", "xml"])

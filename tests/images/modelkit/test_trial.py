@@ -138,6 +138,12 @@ def test_a_wrong_command_line_is_told(words: list[str], trainer: Trainer, folder
     assert not folder.exists()
 
 
+def test_an_option_is_written_out_since_another_one_may_begin_alike(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        trial.argument_parser("").parse_args(["--export-path=best", "--epo=5"])
+    assert "unrecognized arguments: --epo=5" in capsys.readouterr().err
+
+
 def test_the_metrics_file_has_a_line_for_each_epoch(trainer: Trainer, folder: Path) -> None:
     result = run(trainer("--lr=1", f"--export-path={folder}", "--epochs=3"))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

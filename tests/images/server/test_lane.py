@@ -10,6 +10,7 @@ from typing import Any
 
 import bodies
 import interface
+import jsonschema
 import models
 import numpy as np
 import pytest
@@ -40,6 +41,17 @@ def test_lane_and_routes_answer_every_documented_example_as_documented(iris: Lan
         assert by_lane.json() == answers[form]["value"]
         assert by_lane.content == by_routes.content
         assert by_lane.headers["content-type"] == by_routes.headers["content-type"]
+
+
+@pytest.mark.parametrize("name", ["iris", "mnist"])
+def test_every_documented_example_fits_its_schema(iris: Lane, mnist: Lane, name: str) -> None:
+    described = ask({"iris": iris, "mnist": mnist}[name], "GET", "/openapi.json").json()
+    for path in ("/predict", "/v2/models/{name}/infer"):
+        operation = described["paths"][path]["post"]
+        for part in (operation["requestBody"], operation["responses"]["200"]):
+            content = part["content"]["application/json"]
+            for shown in content["examples"].values():
+                jsonschema.validate(shown["value"], content["schema"] | {"components": described["components"]})
 
 
 def test_lane_and_routes_refuse_every_bad_body_alike(iris: Lane, mnist: Lane) -> None:
