@@ -3,7 +3,7 @@
 import asyncio
 import operator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import msgspec
 import v2
@@ -112,7 +112,10 @@ def create_app(live: Live) -> FastAPI:
         schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
         if chosen := live.model:
             takes, rows = chosen.manifest.input, msgspec.Meta(min_length=1, max_length=live.limits.rows)
-            bodies = [Annotated[form, rows] if start[1:] else form for start, form in forms(takes).items()]
+            found = forms(takes)
+            bodies = [Annotated[form, rows] if start[1:] else form for start, form in found.items()]
+            if images := found.get(b"[[["):
+                bodies += get_args(images)  # one of them on its own, as its lines
             types = [*bodies, Answer, Answers, v2.Inference, v2.Inferred]
             (*asked, one, many, inference, inferred), parts = msgspec.json.schema_components(types, ref_template=PARTS)
             schema["components"] = {"schemas": parts}

@@ -174,8 +174,8 @@ def test_bad_input_is_told_and_ends_with_status_1(nas: Nas, home: Path, words: l
 
 def test_an_action_that_models_does_not_know_or_that_lacks_its_digest_is_a_wrong_use(nas: Nas) -> None:
     for words, message in (
-        (["promote"], "promote takes DIGEST"),
-        (["unpin", "3f2a"], "unpin takes nothing more"),
+        (["promote"], "required: DIGEST"),
+        (["unpin", "3f2a"], "unrecognized arguments: 3f2a"),
         (["lsit"], "invalid choice: 'lsit'"),
     ):
         result = nas("models", *words)
