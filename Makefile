@@ -85,6 +85,7 @@ bench-search: .venv/ready-dev ## accuracy and time of both searches over 5 seeds
 	@.venv/bin/python bench/search.py $(ARGS)
 
 bench-batch: .venv/ready-dev ## batch scoring beside tutorial-style jobs, kill -9 and memory (10 min)
+	@.venv/bin/uv pip install --quiet --python .venv/bin/python -r bench/requirements.txt
 	@.venv/bin/python bench/batch.py $(ARGS)
 
 bench-training: .venv/ready-dev ## the trainers beside a plain tutorial one, and what searches come to
