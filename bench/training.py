@@ -114,6 +114,8 @@ def target(runs: int) -> list[Row]:
     ours, network = trainer("mnist-trainer"), trainer("mnist-trainer", "network")
     from modelkit import artifact
 
+    _as_torchvision()
+
     words = (
         "--layers=2 --units=128 --lr=0.012 --batch-size=256 --dropout=0 --epochs=3 --augmentation=none --export-path=x"
     )

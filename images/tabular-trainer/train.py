@@ -12,8 +12,9 @@ choice depends on it.
 
 Accuracy on few rows moves in steps, and may not move at all in the first epochs. So an epoch also counts as an
 improvement, and patience starts anew, when it is as accurate as the best at a lower cross-entropy. And an epoch makes
-at least STEPS steps: after one pass over 100 rows an accuracy is luck, and the luckiest epoch would be kept. They are
-one `partial_fit`, over the rows in several orders one after another: its checks take as long as ten steps.
+at least STEPS steps, the first one FIRST_STEPS: after one pass over 100 rows an accuracy is luck, and the luckiest
+epoch would be kept. They are one `partial_fit`, over the rows in several orders one after another: its checks take as
+long as ten steps.
 
 What makes few rows go far: columns are made uncorrelated by their covariance within the classes, so that the L2
 penalty shrinks towards linear discriminant analysis instead of towards the accidents of scale; and what is kept is a
@@ -37,7 +38,7 @@ import numpy as np
 
 SPLIT_SEED = 0  # the splits belong to the data, not to the trial, so that trials and searches compare
 PARTS = 5  # one row in so many is tested on, and of the others is held out
-STEPS = 36  # an epoch takes at least so many, over a small table in several passes
+FIRST_STEPS, STEPS = 108, 36  # the first epoch and the others take at least so many, in several passes if need be
 MANY = 2000  # rows from which a hold-out is enough
 SHRINKAGE = 0.1  # of the correlations within classes, of which few rows know little
 AVERAGE = 0.8  # decay of the moving average, each epoch
@@ -134,12 +135,12 @@ class Learner:
             random_state=args.seed,
         )
         self.average: list[artifact.Array] = []
-        self.passes = -(-STEPS * args.batch_size // len(wide))
         self.done = 0  # epochs
 
     def epoch(self) -> None:
         draw = np.random.default_rng([self.seed, self.done])
-        order = np.concatenate([draw.permutation(len(self.rows)) for _ in range(self.passes)])
+        passes = -(-(STEPS if self.done else FIRST_STEPS) * self.network.batch_size // len(self.rows))
+        order = np.concatenate([draw.permutation(len(self.rows)) for _ in range(passes)])
         try:
             self.network.partial_fit(self.rows[order], self.labels[order], classes=range(len(self.classes)))
         except ValueError as error:  # scikit-learn's word for weights that aren't finite

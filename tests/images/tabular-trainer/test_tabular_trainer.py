@@ -186,7 +186,7 @@ def test_a_table_that_cannot_be_learned_from_is_told_in_one_line(
 
 
 def test_a_learning_rate_that_diverges_ends_the_trial(tmp_path: Path) -> None:
-    result = train(tmp_path / "wild", "--lr=1e30", "--activation=relu")
+    result = train(tmp_path / "wild", "--lr=1e300", "--activation=relu")
     assert result.returncode == 1
     assert "nan" not in result.stdout
     assert result.stderr.splitlines()[-1].startswith("error: ")
