@@ -18,7 +18,8 @@ if sys.argv[-1] == "--data-digest":
 args = dict(word.removeprefix("--").split("=", 1) for word in sys.argv[1:])
 folder = pathlib.Path(args["export-path"])
 folder.mkdir(parents=True, exist_ok=True)
-(folder / "pid").write_text(str(os.getpid()))
+(folder / "pid.part").write_text(str(os.getpid()))
+(folder / "pid.part").rename(folder / "pid")  # whole, should a signal come in between
 mode, value = args.get("mode", "fine"), float(args["value"])
 def show(epoch, accuracy):
     print(f"epoch={epoch} loss={1 - accuracy} accuracy={accuracy}", flush=True)
