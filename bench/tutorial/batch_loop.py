@@ -1,17 +1,14 @@
-"""Batch scoring as a first script does it: all images into memory, then one prediction after another."""
+"""Batch scoring by the tutorial's way of reading images (`/ 255.0`, all at once), then one prediction after another."""
 
 import numpy as np
 import torch
 from batch_network import arguments, load
 
 args = arguments()
-images = np.fromfile(args.images, np.uint8, offset=16).reshape(-1, 784) / np.float32(255)
+images = np.fromfile(args.images, np.uint8, offset=16)
+images = images.reshape(len(images) // 784, -1) / 255.0
 model = load(args.model)
-predictions = []
-with torch.no_grad():
-    for image in images:
-        output = model(torch.from_numpy(image).unsqueeze(0))
-        predictions.append(output.argmax(dim=1).item())
-with args.output.open("w") as file:
-    for number, prediction in enumerate(predictions):
-        file.write(f"{number},{prediction}\n")
+with torch.no_grad(), args.output.open("w") as file:
+    for number, image in enumerate(images):
+        output = model(torch.tensor(image, dtype=torch.float32).unsqueeze(0))
+        file.write(f"{number},{output.argmax(dim=1).item()}\n")

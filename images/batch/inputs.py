@@ -21,7 +21,6 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 from modelkit import artifact, files
@@ -134,7 +133,7 @@ class Arrays(_File):
         for first in range(start, stop, CHUNK):
             numbers = np.arange(first, min(first + CHUNK, stop))
             rows = self._rows.take(first, buffer[: len(numbers)]).reshape(len(numbers), -1)
-            labels = self._labels and pa.array(self._labels.take(first, np.empty(len(numbers), self._labels.dtype)))
+            labels = self._labels and self._labels.take(first, np.empty(len(numbers), self._labels.dtype))
             yield self._chunk(numbers, rows, rows.T, labels, {}, {})
 
 
@@ -244,7 +243,7 @@ class Csv(_Table):
         numbers, table = numbers[low:high], table.slice(low, high - low)
         reasons = {row: reason for row, reason in odd.items() if row in mine}
         for name in self._columns if clean != data else ():
-            for i in np.flatnonzero(pc.match_substring(table[name], "\ufffd")):
+            for i in np.flatnonzero(_pc().match_substring(table[name], "\ufffd")):
                 reasons[int(numbers[i])] = f"{name} is not UTF-8, or holds U+FFFD"
         return self._of(table, numbers, reasons)
 
@@ -300,18 +299,29 @@ def _whole_rows(block: bytes) -> tuple[int, int]:
 def _numbers(column: Any, feature: artifact.Feature) -> Array:
     """A column as float64, a category as the places of its values; not finite where a cell is bad."""
     if feature.values:
-        column = pc.index_in(column.cast(pa.string()), pa.array(feature.values))
+        column = _pc().index_in(column.cast(pa.string()), pa.array(feature.values))
     try:
         numbers = column.cast(pa.float64())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # some text is no number
-        text = pc.utf8_trim_whitespace(column.cast(pa.string()))
-        numbers = pc.if_else(pc.match_substring_regex(text, NUMBER), text, "nan").cast(pa.float64())
+        text = _pc().utf8_trim_whitespace(column.cast(pa.string()))
+        numbers = _pc().if_else(_pc().match_substring_regex(text, NUMBER), text, "nan").cast(pa.float64())
     return np.asarray(numbers.to_numpy(zero_copy_only=False))
 
 
 def _codes(labels: Any, classes: list[str]) -> npt.NDArray[np.int64]:
-    """Class indices of a pyarrow array: each a class's name or its number; nothing means unlabelled."""
+    """Class indices of labels: each a class's name or its number; nothing means unlabelled."""
     names, numbers = [*classes, *map(str, range(len(classes))), "", None], range(len(classes))
-    places = pc.index_in(labels.cast(pa.string()), pa.array(names, pa.string())).fill_null(len(names))
     codes = np.array([*numbers, *numbers, UNLABELLED, UNLABELLED, UNKNOWN])
+    if isinstance(labels, np.ndarray):
+        values, where = np.unique(labels, return_inverse=True)
+        texts = [str(value).removesuffix(".0") for value in values.tolist()]
+        return codes[[names.index(text) if text in names else -1 for text in texts]][where]
+    places = _pc().index_in(labels.cast(pa.string()), pa.array(names, pa.string())).fill_null(len(names))
     return np.asarray(codes[places.to_numpy(zero_copy_only=False)])
+
+
+def _pc() -> Any:
+    """pyarrow.compute, when a table needs it: it takes as long to import as half of all else."""
+    from pyarrow import compute
+
+    return compute

@@ -21,6 +21,7 @@ from typing import IO, Any
 import msgspec
 import numpy as np
 import pyarrow as pa
+from blake3 import blake3
 from inputs import Array, Chunk, InputError, Mark, Wanted, expand, readable, source
 from modelkit import artifact, cpus, files
 from outputs import Writer, measures, picture
@@ -55,7 +56,7 @@ class Pin(msgspec.Struct, frozen=True):
     path: str
     size: int
     mtime_ns: int
-    sha256: str
+    blake3: str
 
 
 class Input(msgspec.Struct, frozen=True):
@@ -300,7 +301,7 @@ def _input(path: Path, wanted: Wanted) -> Input:
 def _pin(path: Path) -> Pin:
     with readable(path), path.open("rb") as file:
         found = os.fstat(file.fileno())
-        return Pin(str(path), found.st_size, found.st_mtime_ns, hashlib.file_digest(file, "sha256").hexdigest())
+        return Pin(str(path), found.st_size, found.st_mtime_ns, hashlib.file_digest(file, blake3).hexdigest())  # type: ignore[arg-type]
 
 
 def _check(inputs: list[Input]) -> None:

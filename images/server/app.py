@@ -77,7 +77,8 @@ def create_app(live: Live) -> FastAPI:
 
         Also the versions that this server refused to take up, "by" the server.
         """
-        events = msgspec.to_builtins(await asyncio.to_thread(live.store.history)) + live.refused
+        # In the same millisecond a version is promoted before it is refused.
+        events = live.refused + msgspec.to_builtins(await asyncio.to_thread(live.store.history))
         return sorted(events, key=operator.itemgetter("time"), reverse=True)[:EVENTS]
 
     @app.get("/healthz")

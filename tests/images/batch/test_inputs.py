@@ -90,6 +90,15 @@ def test_an_array_file_has_its_labels_beside_it(tmp_path: Path) -> None:
     assert found == [i % 3 for i in range(3, 17)]
 
 
+@pytest.mark.parametrize("known", [[2, 0, 7, 1], [2.0, 0.0, 0.5, 1.0]])
+def test_labels_of_an_array_are_numbers_of_classes(tmp_path: Path, known: list[float]) -> None:
+    np.save(tmp_path / "images.npy", flowers(4)[0])
+    np.save(tmp_path / "labels.npy", np.array(known))
+    (chunk,) = read(tmp_path / "images.npy", IRIS._replace(keep=[]), 0, 4)
+    assert chunk.labels.tolist() == [2, 0, 1]
+    assert chunk.bad == {2: f"label '{known[2]}' is none of the model's (setosa, versicolor, virginica)"}
+
+
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
 def test_an_idx_file_is_read_from_any_row(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
     digits = [i * 7 % 10 for i in range(40)]
