@@ -63,7 +63,7 @@ def distorted(images: Tensor, strength: float, maps: Tensor) -> Tensor:
 
 
 class Training:
-    """A network, its moving average and its optimiser on images uint8 [N, height, width] and labels [N]."""
+    """A network, its moving average and AdamW's moments on images uint8 [N, height, width] and labels [N]."""
 
     def __init__(self, args: Namespace, images: artifact.Array, labels: artifact.Array, classes: int) -> None:
         torch.manual_seed(args.seed)
@@ -78,9 +78,9 @@ class Training:
         self.maps = basis(*self.size).to(device)[: None if args.augmentation == "elastic" else 3]
         self.network = Network(args, math.prod(self.size), classes).to(device)
         self.averaged = copy.deepcopy(self.network)
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True
-        )
+        # AdamW by torch's own kernel: torch.optim.AdamW imports the whole compiler before, a second of each trial.
+        self.weights: list[Tensor] = [*self.network.parameters()]
+        self.moments = [[torch.zeros_like(tensor) for tensor in self.weights] for _ in range(2)]
         self.step, self.steps = 0, args.epochs * (len(images) // args.batch_size)
         # bfloat16 has float32's range, so that no loss needs scaling; on CPUs it gains nothing for such networks.
         self.precision = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
@@ -117,14 +117,18 @@ class Training:
 
     def _learn(self, rows: Tensor) -> Tensor:
         """One step on these images; its mean cross-entropy."""
-        self.optimizer.param_groups[0]["lr"] = self._rate()
         with self.precision:
             logits = self.network(self._batch(rows))
             loss = functional.cross_entropy(logits, self.labels[rows], label_smoothing=self.args.label_smoothing)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
+        gradients, rate = torch.autograd.grad(loss, self.weights), self._rate()
         self.step += 1
+        counts = [torch.tensor(float(self.step), device=loss.device)] * len(gradients)
+        means, squares = self.moments
+        with torch.no_grad():
+            torch._fused_adamw_(
+                self.weights, gradients, means, squares, [], counts, lr=rate, beta1=0.9, beta2=0.999, eps=1e-8,
+                weight_decay=self.args.weight_decay, amsgrad=False, maximize=False,
+            )  # fmt: skip
         return loss.detach()
 
     @torch.no_grad()
@@ -161,8 +165,8 @@ class Training:
         return artifact.mlp(layers, self.args.activation, contract, classes, mean, scale)
 
     def _all(self) -> list[Tensor]:
-        moments = (tensor for entry in self.optimizer.state.values() for tensor in entry.values())
-        return [*self.network.state_dict().values(), *self.averaged.state_dict().values(), *moments]
+        states = (network.state_dict().values() for network in (self.network, self.averaged))
+        return list(itertools.chain(*states, *self.moments))
 
     def state(self) -> dict[str, artifact.Array]:
         """All that the next epoch depends on; on CUDA but for the device's own random numbers."""
@@ -171,7 +175,6 @@ class Training:
         return {name: tensor.cpu().numpy() for name, tensor in state.items()}
 
     def restore(self, state: dict[str, artifact.Array]) -> None:
-        self._learn(torch.arange(self.args.batch_size, device=self.images.device))  # makes the optimiser's tensors
         saved = {name: torch.from_numpy(array) for name, array in state.items()}
         for number, tensor in enumerate(self._all()):
             tensor.copy_(saved[str(number)])
