@@ -48,6 +48,7 @@ class Progress:
         self.trials: list[Trial] = []
         self.state: Literal["Running", "Succeeded", "Failed"] = "Running"
         self.reason = ""
+        self.promoted = ""  # the trial whose model was promoted last, once that is known
         self.started = time.time()
         self.ended: float | None = None
 
@@ -63,9 +64,13 @@ class Progress:
 
     @property
     def best(self) -> Trial | None:
-        """The trial with the best objective so far, of those that ended."""
-        choose = max if self.experiment.maximize else min
-        return choose(self.finished, key=lambda trial: self.value(trial) or 0.0, default=None)
+        """The trial with the best objective so far, of those that ended; among equals the promoted, else the first."""
+
+        def rank(trial: Trial) -> tuple[float, bool, float]:
+            value = self.value(trial) or 0.0
+            return value if self.experiment.maximize else -value, trial.name == self.promoted, -(trial.ended or 0.0)
+
+        return max(self.finished, key=rank, default=None)
 
 
 def condition(manifest: Manifest, *types: str) -> Manifest | None:
