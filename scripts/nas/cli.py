@@ -165,7 +165,7 @@ def serve(
 
 @app.command()
 def batch(
-    inputs: Annotated[list[Path] | None, typer.Argument(help="Files to score; default: the MNIST test set.")] = None,
+    inputs: Annotated[list[Path] | None, typer.Argument(help="Files; default for images: the MNIST test set.")] = None,
     model: Model = "iris",
     digest: Annotated[str | None, typer.Option(help="A version; default: the current one.")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for it; default: one in .nas/output/MODEL.")] = None,
@@ -192,12 +192,12 @@ def batch(
         release_.batch(cluster, ROOT, name, inputs, settings, output, build)
         return
     models = store.Store(HOME / "model", model)
-    digest = digest or models.current()
     if not inputs:
-        if digest and models.load(digest).manifest.input.image is None:
+        if (models.find(digest) if digest else models.load()).manifest.input.image is None:
             how = f"make batch MODEL={model} ARGS=FILE.csv, or .venv/bin/nas batch --model {model} FILE.csv"
             raise NasError(f"{model} takes rows of a table, so name the files: {how}")
         data.ensure("mnist", HOME / "data")
+    digest = digest or models.current()
     words = ["--format", form, "--on-error", on_error, *(["--probabilities"] if probabilities else [])]
     words += ["--input", *map(str, inputs)] if inputs else []
     words += ["--keep", *keep] if keep else []

@@ -172,6 +172,12 @@ def test_bad_input_is_told_and_ends_with_status_1(nas: Nas, home: Path, words: l
     assert sorted((home / "runs").iterdir()) == runs
 
 
+def test_batch_looks_for_the_model_before_it_fetches_data(nas: Nas, tmp_path: Path) -> None:
+    result = nas("batch", "--model", "mnist", NAS_HOME=str(tmp_path))
+    assert (result.returncode, "no model 'mnist' in" in result.stderr) == (1, True)
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_action_that_models_does_not_know_or_that_lacks_its_digest_is_a_wrong_use(nas: Nas) -> None:
     for words, message in (
         (["promote"], "required: DIGEST"),
