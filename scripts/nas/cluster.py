@@ -58,7 +58,8 @@ def choose(target: Target) -> tuple[Target, str]:
         return target, "no cluster is asked for"
     if target is Target.CLUSTER:
         return target, "the current kubeconfig context"
-    problem = "" if shutil.which("microk8s") else "MicroK8s is not installed here (https://microk8s.io)"
+    where = ": https://microk8s.io" if target is Target.MICROK8S else ""
+    problem = "" if shutil.which("microk8s") else f"no MicroK8s here{where}"
     if not problem:
         try:
             output(["microk8s", "kubectl", "get", "--raw", f"/apis/{API_VERSION}", LIMIT])

@@ -48,19 +48,25 @@ def run(root: Path, home: Path, values: str, number: int | None, resume: bool, s
     search = Search(experiment, places)
     if resume:
         search.resume()
+    first = None if resume else _current_parameters(store, experiment)
     with View(search) as view:
-        search.run(view.changed, _current_parameters(store, experiment))
+        if first:
+            view.note("the first trial has the current model's parameters, where they fit this search")
+        search.run(view.changed, first)
     store.adopt()
     if search.interrupted:
-        view.note(f"interrupted; to go on: .venv/bin/nas run {values} --resume")
+        made = re.fullmatch(r"values/(iris|mnist)\.yaml", values)  # as the Makefile says
+        again = f"make {made[1]} ARGS=--resume" if made else f".venv/bin/nas run {values} --resume"
+        view.note(f"interrupted; to go on: {again}")
         return 128 + search.interrupted
     current = store.load().manifest if store.current() else None
-    place = str(store.version(current.digest)).removeprefix(f"{Path.cwd()}/") if current else ""
+    place = f"{files.shown(store.version(current.digest[:12]))}*" if current else ""
     failed = search.state == "Failed" or search.best is None
     after = next_commands(current) if current and not failed else []
     view.summary(current, place, after, bridge.reasons(store, experiment.name))
     if failed:
-        raise NasError(f"the search failed: {search.reason}; what each trial printed is in {search.folder / 'logs'}")
+        said = [f"\n{trial.short}: {trial.message}" for trial in search.trials if trial.failed]
+        raise NasError(f"the search failed: {search.reason}{''.join(said[-1:])}")
     return 0
 
 

@@ -73,6 +73,9 @@ def test_a_search_leaves_a_promoted_model_and_says_what_to_type_next(
     assert current
     lines = searched.stdout.splitlines()
     assert lines[0].startswith("target: local (")
+    (place,) = [line.strip() for line in lines if "/versions/" in line]
+    assert place == f"{home}/model/iris/versions/{current[:12]}*"
+    assert "the first trial has" not in searched.stdout, "there is no current model yet"
     assert [line for line in lines if line.startswith("model ") and f"{current[:12]} promoted" in line]
     assert [line for line in lines if line.startswith("epochs ") and "of at most 100" in line]
     assert "next    make serve MODEL=iris" in lines
@@ -83,7 +86,8 @@ def test_a_search_leaves_a_promoted_model_and_says_what_to_type_next(
 def test_the_next_search_is_a_new_one_that_first_tries_the_current_models_parameters(nas: Nas, home: Path) -> None:
     runs = set((home / "runs").iterdir())
     current = Store(home / "model", "iris").load().manifest
-    assert nas("run", "iris", *QUICK).returncode == 0
+    result = nas("run", "iris", *QUICK)
+    assert (result.returncode, "the first trial has the current model's parameters" in result.stdout) == (0, True)
     (new,) = set((home / "runs").iterdir()) - runs
     trials = [yaml.safe_load(path.read_text()) for path in (new / "trials").iterdir()]
     first = min(trials, key=lambda trial: trial["status"]["startTime"])
@@ -248,6 +252,7 @@ def test_a_search_is_repeated_by_the_clock_though_one_fails_until_a_signal(home:
         assert process.returncode == 130
         assert "Traceback" not in errors
         assert any(line.startswith(told) for line in lines) if told else "error: the search failed" in errors
+        assert told or "error: argument --epochs: invalid number value: 'x' (" in errors.splitlines()[-1]
         for path in (home / "runs").glob("*/experiment.yaml"):
             path.parent.rename(tmp_path / f"{path.parent.name}-{len(list(tmp_path.iterdir()))}")  # a minute is a name
     names = [path.name.rsplit("-", 1)[0] for path in tmp_path.iterdir() if path.name.startswith("often")]

@@ -39,7 +39,9 @@ def write(history: History, form: str, output: Path | None, folder: Path) -> Non
     target = output or folder / f"{history.experiment.name}.{form}"
     target.parent.mkdir(parents=True, exist_ok=True)
     files.write(target, text.encode(), durable=False)
-    print(f"report    {target}")
+    print(f"report    {files.shown(target)}")
+    if form == "html":
+        print(f"open it   {target.absolute().as_uri()} in a browser")
 
 
 def page(history: History, form: str) -> str:

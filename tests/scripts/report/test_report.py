@@ -151,6 +151,22 @@ def test_of_equally_good_trials_the_promoted_is_the_best_and_the_one_to_train_ag
 
 
 @pytest.mark.usefixtures("searched")
+def test_a_report_is_told_by_its_path_from_here_and_a_page_with_how_to_open_it(
+    places: Places, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(places.root)
+    for form in ("html", "md"):
+        page.write(history.here(places, "toy", None), form, None, places.home / "report")
+    address = (places.home / "report/toy.html").as_uri()
+    told = capsys.readouterr().out.splitlines()[-3:]
+    assert told == [
+        "report    .nas/report/toy.html",
+        f"open it   {address} in a browser",
+        "report    .nas/report/toy.md",
+    ]
+
+
+@pytest.mark.usefixtures("searched")
 def test_a_model_that_is_gone_leaves_a_report_without_it(places: Places, tmp_path: Path) -> None:
     for form in ("html", "md", "json"):
         page.write(history.here(places, "toy", None), form, tmp_path / form, tmp_path)
