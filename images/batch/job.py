@@ -170,8 +170,9 @@ class Job:
         record = Record(int(counts.sum()), bad, counts.tolist(), began, time.time() - began)
         files.write(self._file(shard, "json"), msgspec.json.encode(record))
         done = sum(self.over(other) for other in range(self.plan.shards))
-        left_out = f", {bad} bad ones left out" if bad else ""
-        print(f"shard {shard}: {_pace(counts, began)}{left_out}, {done} of {self.plan.shards} shards done", flush=True)
+        left_out = f", {files.counted(bad, 'bad one')} left out" if bad else ""
+        told = f"{_pace(counts, began)}{left_out}, {done} of {files.counted(self.plan.shards, 'shard')} done"
+        print(f"shard {shard}: {told}", flush=True)
 
     def _write(self, shard: int, out: Writer, left: IO[bytes], counts: Array, show: int) -> int:
         """Write a shard's predictions and bad rows, and add to `counts`; how many rows are bad."""
@@ -230,7 +231,7 @@ def begin(output: Path, request: Request, digest: str | None, load: Load) -> Job
     """Take up the job in a folder, or plan it there; None when it is complete already.
 
     `load` gives the model of a digest, for None the current one. Raises JobError when the folder has another job's
-    output, InputError, OSError, LockError.
+    output, InputError, OSError, LockError; a job that can't be planned leaves no folder.
     """
     held = {path.name for path in output.glob("*")} - {".lock", WORK}
     if held and PLAN not in held:
@@ -239,7 +240,12 @@ def begin(output: Path, request: Request, digest: str | None, load: Load) -> Job
     with files.locked(output / ".lock"):
         if (output / PLAN).exists():
             return _resume(output, request, digest, load)
-        return _plan(output, request, load(digest))
+        try:
+            return _plan(output, request, load(digest))
+        except Exception:
+            if [path.name for path in output.iterdir()] == [".lock"]:
+                shutil.rmtree(output)
+            raise
 
 
 def _resume(output: Path, request: Request, digest: str | None, load: Load) -> Job | None:
@@ -266,14 +272,15 @@ def _resume(output: Path, request: Request, digest: str | None, load: Load) -> J
 def summary(output: Path) -> str:
     """What _SUCCESS says, for a person."""
     done = msgspec.json.decode((output / SUCCESS).read_bytes())
-    timing = done["timing"]
-    lines = [f"scored    {done['rows']} rows in {timing['seconds']:.2f} s ({timing['rows_per_second']:.0f} rows/s)"]
+    timing, place = done["timing"], files.shown(output)
+    pace = f"{timing['seconds']:.2f} s ({timing['rows_per_second']:.0f} rows/s)"
+    lines = [f"scored    {files.counted(done['rows'], 'row')} in {pace}"]
     if done["skipped"]:
-        lines.append(f"left out  {done['skipped']} bad rows: see {output}/_skipped-*.jsonl")
+        lines.append(f"left out  {files.counted(done['skipped'], 'bad row')}: see {place}/_skipped-*.jsonl")
     lines.append(f"classes   {', '.join(f'{name}: {count}' for name, count in done['classes'].items())}")
     if done.get("labelled"):
-        lines.append(f"accuracy  {done['accuracy']:.4f} of {done['labelled']} labelled rows")
-    return "\n".join([*lines, f"model     {done['model']} {done['digest']}", f"output    {output}"])
+        lines.append(f"accuracy  {done['accuracy']:.4f} of {files.counted(done['labelled'], 'labelled row')}")
+    return "\n".join([*lines, f"model     {done['model']} {done['digest']}", f"output    {place}"])
 
 
 def _plan(output: Path, request: Request, model: artifact.Model) -> Job:
@@ -286,7 +293,8 @@ def _plan(output: Path, request: Request, model: artifact.Model) -> Job:
     plan = Plan(request, model.manifest.digest, inputs, request.shards or -(-rows // SHARD_ROWS))
     (output / WORK).mkdir(exist_ok=True)
     _put(output, PLAN, _json(plan))
-    print(f"planned   {rows} rows, {len(inputs)} files, {plan.shards} shards", flush=True)
+    amounts = ((rows, "row"), (len(inputs), "file"), (plan.shards, "shard"))
+    print(f"planned   {', '.join(files.counted(*amount) for amount in amounts)}", flush=True)
     return Job(output, plan, model)
 
 
@@ -321,7 +329,7 @@ def _put(output: Path, name: str, data: bytes) -> None:
 
 def _pace(counts: Array, began: float) -> str:
     rows, seconds = int(counts.sum()), time.time() - began
-    return f"{rows} rows in {seconds:.2f} s ({rows / seconds:.0f} rows/s)"
+    return f"{files.counted(rows, 'row')} in {seconds:.2f} s ({rows / seconds:.0f} rows/s)"
 
 
 def _show(numbers: Any, best: Any, classes: list[str], show: int) -> None:

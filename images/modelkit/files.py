@@ -42,6 +42,11 @@ def shown(path: Path) -> str:
     return str(path).removeprefix(f"{Path.cwd()}/")
 
 
+def counted(number: int, noun: str) -> str:
+    """Such as "1 row" and "2 rows"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def sync_folder(folder: Path) -> None:
     """Make the renames in `folder` survive a power loss."""
     handle = os.open(folder, os.O_RDONLY)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from modelkit import store
+from modelkit import files, store
 
 from nas import artifacts, chart, data, fetch, images
 from nas import doctor as doctor_
@@ -236,8 +236,9 @@ def report(
     page.write(found, form, output, HOME / "report")
 
 
-@app.command(no_args_is_help=True, context_settings={"ignore_unknown_options": True})
+@app.command(no_args_is_help=True, add_help_option=False, context_settings={"ignore_unknown_options": True})
 def models(
+    context: typer.Context,
     words: Annotated[list[str], typer.Argument(metavar="ACTION [DIGEST]", help="What to do, as told above.")],
     model: Model = "iris",
     target: On = AUTO,
@@ -248,8 +249,8 @@ def models(
 
     list: versions and trials' models, the current one first. show, lineage: a model's manifest, and its ancestors.
     history: every decision with its reason. promote, rollback: choose the current model by hand, and pin it. unpin:
-    let offers decide again. verify: check every version. gc: remove old ones, never what is served, pinned or young;
-    --keep 5 promoted versions stay, and what is younger than --older-than 1 (days); --dry-run only tells what would go.
+    let offers decide again. verify: check every version. gc: remove old ones, never what is served, pinned or young.
+    offer: propose the model in a trial's folder, as each trial does when it ends. nas models ACTION --help tells more.
 
     Example: nas models list --model iris
 
@@ -257,6 +258,11 @@ def models(
 
     Example: nas models gc --model iris --keep 3
     """
+    if words[0] in context.help_option_names:
+        print(context.get_help())
+        return
+    if {*words} & {*context.help_option_names}:
+        store.main(words, prog="nas models", root=HOME / "model")  # which ends here
     cluster, name = _place(target, namespace, release, model)
     if cluster:
         raise typer.Exit(release_.models(cluster, ROOT, name, words))
@@ -398,7 +404,7 @@ def artifacts_(
                 folder = Path(destination)
                 destination = str(folder / name if folder.is_dir() else folder)
                 count = claim.copy(source, Path(destination), told)
-    print(f"{count} {'file' if count == 1 else 'files'} in {destination}, checksums compared")
+    print(f"{files.counted(count, 'file')} in {destination}, checksums compared")
 
 
 def _become(script: str, *words: str) -> None:
