@@ -193,4 +193,5 @@ def _parallel(history: History) -> str:
     figure = optuna.visualization.plot_parallel_coordinate(history.study, target_name=history.experiment.metric)
     figure.for_each_trace(lambda trace: trace.update(opacity=0.8, line_width=2), selector={"mode": "lines"})
     figure.update_traces(marker_showscale=False, selector={"mode": "markers"})  # the first axis says it too
+    figure.update_annotations(bgcolor="rgba(255,255,255,.8)")  # the axes' numbers stay readable where lines cross them
     return _figure(figure, height=400, xaxis_automargin=True)
