@@ -42,7 +42,7 @@ def shown(path: Path) -> str:
     return str(path).removeprefix(f"{Path.cwd()}/")
 
 
-def counted(number: int, noun: str) -> str:
+def count(number: int, noun: str) -> str:
     """Such as "1 row" and "2 rows"."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 

@@ -486,27 +486,24 @@ def _four(accuracy: float | None) -> str:
 
 
 def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Columns, the last one as wide as a terminal leaves."""
-    *widths, _ = [max(map(len, column)) + 2 for column in zip(*rows, strict=True)]
-    room = max(16, shutil.get_terminal_size((sys.maxsize, 0)).columns - sum(widths))
-    for *cells, last in rows:
-        for line in textwrap.wrap(last, room) or [""]:
-            yield "".join(map(str.ljust, cells, widths)) + line
-            cells = [""] * len(cells)
+    """A line each; on a terminal, what is longer goes on below."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    room = shutil.get_terminal_size((sys.maxsize, 0)).columns
+    for row in rows:
+        yield from textwrap.wrap("  ".join(map(str.ljust, row, widths)), room, subsequent_indent=" " * 4)
 
 
 def _verify(store: Store, _: argparse.Namespace) -> list[str]:
     count = len(store.versions())
     if problems := store.verify() or [store.nothing()] * (not count):
         raise StoreError("\n".join(problems))
-    return [f"{files.counted(count, 'version')} of {store.model}: all whole"]
+    return [f"{files.count(count, 'version')} of {store.model}: all whole"]
 
 
 def _gc(store: Store, args: argparse.Namespace) -> list[str]:
     removed = store.gc(args.keep, args.older_than * DAY, args.dry_run)
     done = "would remove" if args.dry_run else "removed"
-    rest = f"among the last {args.keep} promoted (--keep) or younger than {args.older_than * 24:g} hours (--older-than)"
-    nothing = f"nothing to remove: all is current, pinned, running, {rest}"
+    nothing = "nothing to remove: all is current, pinned, running, lately promoted (--keep) or young (--older-than)"
     return [f"{done} {path.relative_to(store.root)}" for path in removed] or [nothing]
 
 
@@ -533,14 +530,13 @@ COMMANDS: dict[str, tuple[str, Callable[[Store, argparse.Namespace], Iterable[st
 }
 
 
-def main(argv: list[str] | None = None, prog: str = "python3 -m modelkit.store", root: Path = Path("/model")) -> int:
+def main(words: list[str], prog: str = "python3 -m modelkit.store", root: Path = Path("/model")) -> int:
     """The store's command line. Returns the exit status: 1 for an error or a store that isn't whole."""
     parser = argparse.ArgumentParser(prog=prog, description="Look after the models in a store.")
     parser.epilog = f"Example: {prog} promote 3f2a --model iris"
     commands = parser.add_subparsers(metavar="ACTION", required=True)
     for name, (takes, run, text) in COMMANDS.items():
-        example = f"Example: {' '.join(filter(None, [prog, name, takes]))} --model iris"
-        command = commands.add_parser(name, help=text, description=text, epilog=example)
+        command = commands.add_parser(name, help=text, description=text, epilog=f"Example: {prog} {name} {takes}")
         command.set_defaults(run=run)
         command.add_argument("--model", required=True, help="the model's name, for example iris")
         command.add_argument("--root", type=Path, default=root, help="the store's folder (default: %(default)s)")
@@ -550,7 +546,6 @@ def main(argv: list[str] | None = None, prog: str = "python3 -m modelkit.store",
     gc("--keep", type=int, default=5, help="promoted versions to keep (default: %(default)s)")
     gc("--older-than", type=float, default=1, metavar="DAYS", help="keep what is younger (1)")
     gc("--dry-run", action="store_true", help="only tell what would go")
-    words = sys.argv[1:] if argv is None else argv
     if words and words[0] not in COMMANDS and (near := difflib.get_close_matches(words[0], COMMANDS)):
         parser.error(f"there is no action {words[0]}: did you mean {near[0]}?")
     args = parser.parse_args(words)
@@ -565,4 +560,4 @@ def main(argv: list[str] | None = None, prog: str = "python3 -m modelkit.store",
 
 if __name__ == "__main__":
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no error
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

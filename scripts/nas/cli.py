@@ -194,8 +194,7 @@ def batch(
     models = store.Store(HOME / "model", model)
     if not inputs:
         if (models.find(digest) if digest else models.load()).manifest.input.image is None:
-            how = f"make batch MODEL={model} ARGS=FILE.csv, or .venv/bin/nas batch --model {model} FILE.csv"
-            raise NasError(f"{model} takes rows of a table, so name the files: {how}")
+            raise NasError(f"{model} takes rows of a table, so name the files: make batch MODEL={model} ARGS=FILE.csv")
         data.ensure("mnist", HOME / "data")
     digest = digest or models.current()
     words = ["--format", form, "--on-error", on_error, *(["--probabilities"] if probabilities else [])]
@@ -259,8 +258,7 @@ def models(
     Example: nas models gc --model iris --keep 3
     """
     if words[0] in context.help_option_names:
-        print(context.get_help())
-        return
+        return print(context.get_help())
     if {*words} & {*context.help_option_names}:
         store.main(words, prog="nas models", root=HOME / "model")  # which ends here
     cluster, name = _place(target, namespace, release, model)
@@ -280,7 +278,7 @@ def data_(
 
     Example: nas data mnist --from /media/usb/mnist
     """
-    print(f"{name} is in {data.ensure(name, HOME / 'data', folder)}")
+    print(f"{name} is in {files.shown(data.ensure(name, HOME / 'data', folder))}")
 
 
 @app.command()
@@ -404,7 +402,7 @@ def artifacts_(
                 folder = Path(destination)
                 destination = str(folder / name if folder.is_dir() else folder)
                 count = claim.copy(source, Path(destination), told)
-    print(f"{files.counted(count, 'file')} in {destination}, checksums compared")
+    print(f"{files.count(count, 'file')} in {destination}, checksums compared")
 
 
 def _become(script: str, *words: str) -> None:
@@ -419,9 +417,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was started is ended
     try:
         app()
-    except TOLD as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        sys.exit(f"error: {store.explain(error, Path(error.filename or HOME))}")
+    except (*TOLD, OSError) as error:
+        sys.exit(f"error: {store.explain(error, Path(getattr(error, 'filename', None) or HOME))}")
     except KeyboardInterrupt:
         sys.exit(130)

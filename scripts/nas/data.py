@@ -59,8 +59,7 @@ def ensure(name: str, folder: Path, source: Path | None = None) -> Path:
             for file in MNIST:
                 files.write(target / f"{file}.gz", gzip.compress(contents[file], compresslevel=1))
             return target
-    way_out = "Give a folder that has the four idx.gz files: make data FROM=DIR"
-    raise NasError(f"mnist can't be had:\n{''.join(tried)}{way_out}")
+    raise NasError(f"mnist can't be had:\n{''.join(tried)}Give a folder with the four idx.gz files: make data FROM=DIR")
 
 
 def _digest(data: bytes) -> str:

@@ -1,5 +1,6 @@
 """A search on this machine, from a values file to a promoted model."""
 
+import contextlib
 import re
 import subprocess
 import sys
@@ -48,16 +49,11 @@ def run(root: Path, home: Path, values: str, number: int | None, resume: bool, s
     search = Search(experiment, places)
     if resume:
         search.resume()
-    first = None if resume else _current_parameters(store, experiment)
     with View(search) as view:
-        if first:
-            view.note("the first trial has the current model's parameters, where they fit this search")
-        search.run(view.changed, first)
+        search.run(view.changed, None if resume else _current_parameters(store, experiment))
     store.adopt()
     if search.interrupted:
-        made = re.fullmatch(r"values/(iris|mnist)\.yaml", values)  # as the Makefile says
-        again = f"make {made[1]} ARGS=--resume" if made else f".venv/bin/nas run {values} --resume"
-        view.note(f"interrupted; to go on: {again}")
+        view.note(f"interrupted; to go on: .venv/bin/nas run {values} --resume, or make with ARGS=--resume")
         return 128 + search.interrupted
     current = store.load().manifest if store.current() else None
     place = f"{files.shown(store.version(current.digest[:12]))}*" if current else ""
@@ -116,11 +112,11 @@ def data_digest(experiment: Experiment, places: Places) -> str:
 
 def _current_parameters(store: Store, experiment: Experiment) -> dict[str, str] | None:
     """What the current model was trained with, by the names of the search's parameters; None without a model."""
-    try:
-        given = store.load().manifest.parameters if store.current() else {}
-    except TOLD:
-        return None  # an offer will mend or tell it
-    return {name: given.get(name.replace("-", "_"), "") for name in experiment.space} if given else None
+    with contextlib.suppress(*TOLD):  # none yet, or a broken one: an offer will mend or tell it
+        if given := store.load().manifest.parameters:
+            print("the first trial has the current model's parameters, where they fit this search", flush=True)
+            return {name: given.get(name.replace("-", "_"), "") for name in experiment.space}
+    return None
 
 
 def _data(experiment: Experiment, image: Path, places: Places) -> None:

@@ -48,7 +48,7 @@ class Progress:
         self.trials: list[Trial] = []
         self.state: Literal["Running", "Succeeded", "Failed"] = "Running"
         self.reason = ""
-        self.promoted = ""  # the trial whose model was promoted last, once that is known
+        self.promoted: set[str] = set()  # trials whose models were, as far as that is known
         self.started = time.time()
         self.ended: float | None = None
 
@@ -58,19 +58,15 @@ class Progress:
 
     @property
     def finished(self) -> list[Trial]:
-        """Trials that ended with a value."""
-        ended = [trial for trial in self.trials if trial.state in ("Succeeded", "EarlyStopped")]
-        return [trial for trial in ended if self.value(trial) is not None]
+        """Trials that ended with a value, the promoted before others, then those that ended first."""
+        ended = [t for t in self.trials if t.state in ("Succeeded", "EarlyStopped") and self.value(t) is not None]
+        return sorted(ended, key=lambda trial: (trial.name not in self.promoted, trial.ended or 0.0))
 
     @property
     def best(self) -> Trial | None:
-        """The trial with the best objective so far, of those that ended; among equals the promoted, else the first."""
-
-        def rank(trial: Trial) -> tuple[float, bool, float]:
-            value = self.value(trial) or 0.0
-            return value if self.experiment.maximize else -value, trial.name == self.promoted, -(trial.ended or 0.0)
-
-        return max(self.finished, key=rank, default=None)
+        """The trial with the best objective so far, of those that ended; among equals the first of `finished`."""
+        choose = max if self.experiment.maximize else min
+        return choose(self.finished, key=lambda trial: self.value(trial) or 0.0, default=None)
 
 
 def condition(manifest: Manifest, *types: str) -> Manifest | None:

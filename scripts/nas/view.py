@@ -89,8 +89,7 @@ class View:
         `reasons` tell, by a trial's name, why its model was promoted or not.
         """
         search, experiment = self.search, self.search.experiment
-        if current and current.experiment == experiment.name:
-            search.promoted = current.trial
+        search.promoted = {current.trial} if current else set()
         self.console.print(self._table(search.trials))
         if best := search.best:
             value = f"{experiment.metric} {search.value(best):.4f}"

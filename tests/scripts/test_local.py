@@ -122,25 +122,13 @@ def test_a_failed_search_ends_with_the_last_words_of_a_failed_trial(
     assert re.fullmatch(r"\w+: exit status 1: something broke \(\.nas/runs/toy/logs/toy-\w+\.log\)", said)
 
 
-@pytest.mark.parametrize(
-    ("values", "again"),
-    [("values/iris.yaml", "make iris ARGS=--resume"), ("toy.yaml", ".venv/bin/nas run toy.yaml --resume")],
-)
-def test_an_interrupted_run_says_how_to_go_on(
-    places: Places,
-    manifest: Manifest,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    values: str,
-    again: str,
+def test_an_interrupted_run_says_how_to_go_on_by_hand_and_by_make(
+    places: Places, manifest: Manifest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupt(search: Search, *_: Any) -> None:
-        search.interrupted = 2
-
     monkeypatch.setattr(chart, "render", lambda *_: [manifest()])
-    monkeypatch.setattr(Search, "run", interrupt)
-    (places.root / values).parent.mkdir(exist_ok=True)
-    (places.root / values).touch()
+    monkeypatch.setattr(Search, "run", lambda search, *_: setattr(search, "interrupted", 2))
+    (places.root / "toy.yaml").touch()
     monkeypatch.chdir(places.root)
-    assert local.run(places.root, places.home, values, None, False, []) == 130
-    assert capsys.readouterr().out.splitlines()[-1] == f"interrupted; to go on: {again}"
+    assert local.run(places.root, places.home, "toy.yaml", None, False, []) == 130
+    told = capsys.readouterr().out.splitlines()[-1]
+    assert told == "interrupted; to go on: .venv/bin/nas run toy.yaml --resume, or make with ARGS=--resume"

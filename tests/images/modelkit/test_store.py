@@ -458,9 +458,7 @@ def test_a_dry_run_of_gc_tells_what_would_go_and_changes_nothing(
     home.gc(older_than=0)
     assert not killed.exists()
     assert store.main(["gc", "--older-than=0.5", "--model", "demo", "--root", str(home.root)]) == 0
-    told = capsys.readouterr().out
-    assert "nothing to remove: all is current, pinned, " in told
-    assert "younger than 12 hours" in told
+    assert "nothing to remove: all is current, pinned, " in capsys.readouterr().out
 
 
 def test_a_list_of_a_model_that_is_not_there_is_an_error(
