@@ -291,7 +291,7 @@ def test_every_command_shows_an_example(nas: Nas) -> None:
 
 
 def test_help_of_an_action_on_models_is_its_own_and_that_of_models_names_all_of_them(nas: Nas) -> None:
-    for words in (["gc", "--help"], ["-m", "iris", "gc", "-h"]):
+    for words in (["gc", "--help"], ["--release", "on-a-cluster", "gc", "-h"]):
         result = nas("models", *words)
         assert (result.returncode, "--older-than DAYS" in result.stdout) == (0, True)
     assert "--older-than" not in nas("models", "promote", "--help").stdout
