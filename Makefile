@@ -22,7 +22,7 @@ mnist: .venv/ready ## search an MNIST model and promote the best (TARGET=… EVE
 serve: .venv/ready ## serve the promoted model over HTTP (MODEL=iris PORT=8000 TARGET=…)
 	@$(NAS) serve --model $(MODEL) --port $(PORT) --target $(TARGET) $(ARGS)
 
-batch: .venv/ready ## score a test set, or files, with the promoted model (MODEL=mnist ARGS=FILE.csv TARGET=…)
+batch: .venv/ready ## score a test set, or files, with the promoted model (MODEL=mnist, or ARGS=FILE.csv TARGET=…)
 	@$(NAS) batch --model $(MODEL) --target $(TARGET) $(ARGS)
 
 models: .venv/ready ## list the models in the store (MODEL=iris TARGET=…)

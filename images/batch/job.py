@@ -24,6 +24,7 @@ import pyarrow as pa
 from blake3 import blake3
 from inputs import Array, Chunk, InputError, Mark, Wanted, expand, readable, source
 from modelkit import artifact, cpus, files
+from modelkit.files import count
 from outputs import Writer, measures, picture
 
 BATCH = 256  # rows onnxruntime gets at once: more don't fit the cache. The same everywhere, for the same bytes
@@ -171,8 +172,8 @@ class Job:
         record = Record(int(counts.sum()), bad, counts.tolist(), began, time.time() - began)
         files.write(self._file(shard, "json"), msgspec.json.encode(record))
         done = sum(self.over(other) for other in range(self.plan.shards))
-        left_out = f", {bad} bad ones left out" if bad else ""
-        print(f"shard {shard}: {_pace(counts, began)}{left_out}, {done} of {self.plan.shards} shards done", flush=True)
+        told = _pace(record.rows, record.seconds) + (f", {count(bad, 'bad row')} left out" if bad else "")
+        print(f"shard {shard}: {told}, shards done: {done} of {self.plan.shards}", flush=True)
 
     def _write(self, shard: int, out: Writer, left: IO[bytes], counts: Array, show: int) -> int:
         """Write a shard's predictions and bad rows, and add to `counts`; how many rows are bad."""
@@ -193,7 +194,7 @@ class Job:
                 np.add.at(counts, (chunk.labels, best), 1)  # UNLABELLED is the last
             if time.time() - told > QUIET:
                 told = time.time()
-                print(f"shard {shard}: {_pace(counts, began)}", flush=True)
+                print(f"shard {shard}: {_pace(int(counts.sum()), told - began)}", flush=True)
         return bad
 
     def _probabilities(self, rows: Array) -> Array:
@@ -231,16 +232,19 @@ def begin(output: Path, request: Request, digest: str | None, load: Load) -> Job
     """Take up the job in a folder, or plan it there; None when it is complete already.
 
     `load` gives the model of a digest, for None the current one. Raises JobError when the folder has another job's
-    output, InputError, OSError, LockError.
+    output, InputError, OSError, LockError; a job that can't be planned leaves no folder.
     """
     held = {path.name for path in output.glob("*")} - {".lock", WORK}
     if held and PLAN not in held:
         raise JobError(f"{output} holds something else ({min(held)}): give another --output")
     output.mkdir(parents=True, exist_ok=True)
     with files.locked(output / ".lock"):
-        if (output / PLAN).exists():
-            return _resume(output, request, digest, load)
-        return _plan(output, request, load(digest))
+        try:
+            return (_resume if (output / PLAN).exists() else _plan)(output, request, digest, load)
+        except Exception:
+            if [path.name for path in output.iterdir()] == [".lock"]:
+                shutil.rmtree(output)
+            raise
 
 
 def _resume(output: Path, request: Request, digest: str | None, load: Load) -> Job | None:
@@ -267,18 +271,18 @@ def _resume(output: Path, request: Request, digest: str | None, load: Load) -> J
 def summary(output: Path) -> str:
     """What _SUCCESS says, for a person."""
     done = msgspec.json.decode((output / SUCCESS).read_bytes())
-    timing = done["timing"]
-    lines = [f"scored    {done['rows']} rows in {timing['seconds']:.2f} s ({timing['rows_per_second']:.0f} rows/s)"]
+    timing, place = done["timing"], files.shown(output)
+    lines = [f"scored    {_pace(done['rows'], timing['seconds'])}"]
     if done["skipped"]:
-        lines.append(f"left out  {done['skipped']} bad rows: see {output}/_skipped-*.jsonl")
+        lines.append(f"left out  {count(done['skipped'], 'bad row')}: see {place}/_skipped-*.jsonl")
     lines.append(f"classes   {', '.join(f'{name}: {count}' for name, count in done['classes'].items())}")
     if done.get("labelled"):
-        lines.append(f"accuracy  {done['accuracy']:.4f} of {done['labelled']} labelled rows")
-    return "\n".join([*lines, f"model     {done['model']} {done['digest']}", f"output    {output}"])
+        lines.append(f"accuracy  {done['accuracy']:.4f} of {count(done['labelled'], 'labelled row')}")
+    return "\n".join([*lines, f"model     {done['model']} {done['digest']}", f"output    {place}"])
 
 
-def _plan(output: Path, request: Request, model: artifact.Model) -> Job:
-    wanted = Wanted(model.manifest.input, model.manifest.classes, request.keep)
+def _plan(output: Path, request: Request, digest: str | None, load: Load) -> Job:
+    wanted = Wanted((model := load(digest)).manifest.input, model.manifest.classes, request.keep)
     with ThreadPoolExecutor(cpus()) as pool:  # digests, of several files at a time
         inputs = list(pool.map(lambda path: _input(path, wanted), expand(request.inputs)))
     rows = sum(part.rows for part in inputs)
@@ -287,7 +291,7 @@ def _plan(output: Path, request: Request, model: artifact.Model) -> Job:
     plan = Plan(request, model.manifest.digest, inputs, request.shards or -(-rows // SHARD_ROWS))
     (output / WORK).mkdir(exist_ok=True)
     _put(output, PLAN, _json(plan))
-    print(f"planned   {rows} rows, {len(inputs)} files, {plan.shards} shards", flush=True)
+    print(f"planned   {count(rows, 'row')}, {count(len(inputs), 'file')}, {count(plan.shards, 'shard')}", flush=True)
     return Job(output, plan, model)
 
 
@@ -320,9 +324,8 @@ def _put(output: Path, name: str, data: bytes) -> None:
     files.sync_folder(output)
 
 
-def _pace(counts: Array, began: float) -> str:
-    rows, seconds = int(counts.sum()), time.time() - began
-    return f"{rows} rows in {seconds:.2f} s ({rows / seconds:.0f} rows/s)"
+def _pace(rows: int, seconds: float) -> str:
+    return f"{count(rows, 'row')} in {seconds:.2f} s ({rows / max(seconds, 1e-9):.0f} rows/s)"
 
 
 def _show(numbers: Any, best: Any, classes: list[str], show: int) -> None:

@@ -37,6 +37,16 @@ def write(path: Path, data: bytes, durable: bool = True) -> None:
         sync_folder(path.parent)
 
 
+def shown(path: Path) -> str:
+    """A path for a person: from the working folder, if it is below that."""
+    return str(path).removeprefix(f"{Path.cwd()}/")
+
+
+def count(number: int, noun: str) -> str:
+    """Such as "1 row" and "2 rows"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def sync_folder(folder: Path) -> None:
     """Make the renames in `folder` survive a power loss."""
     handle = os.open(folder, os.O_RDONLY)

@@ -12,12 +12,14 @@ Commit order is version, (pin,) CURRENT, history: a process killed anywhere leav
 import argparse
 import contextlib
 import datetime
+import difflib
 import errno
 import json
 import re
 import shutil
 import signal
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -442,7 +444,7 @@ def _now() -> str:
 
 def _list(store: Store, _: argparse.Namespace) -> Iterator[str]:
     marks = {store.current(): "current"} | {store.pinned(): "pinned"}
-    rows = [("", "DIGEST", "ACCURACY", "TEST", "CREATED", "FROM")]
+    rows = [("", "DIGEST", "ACCURACY", "TEST", "CREATED", "TRIAL")]
     entries = store.entries()
     if not entries:
         raise StoreError(store.nothing())
@@ -450,7 +452,7 @@ def _list(store: Store, _: argparse.Namespace) -> Iterator[str]:
         m, scores = entry.manifest, entry.manifest.metrics
         mark = marks.get(m.digest, "version" if entry.folder.parent.name == "versions" else "trial")
         figures = (_four(scores.validation.accuracy), _four(scores.test.accuracy if scores.test else None))
-        rows.append((mark, m.digest[:12], *figures, m.created[:19], m.trial))
+        rows.append((mark, m.digest[:12], *figures, m.created[:19], m.trial.rpartition("-")[2]))
     return _table(rows)
 
 
@@ -472,10 +474,10 @@ def _lineage(store: Store, args: argparse.Namespace) -> Iterator[str]:
 
 
 def _history(store: Store, _: argparse.Namespace) -> Iterator[str]:
-    rows = [("TIME", "DECISION", "DIGEST", "TRIAL", "ACCURACY", "CURRENT'S", "REASON")]
+    rows = [("TIME", "DECISION", "DIGEST", "ACCURACY", "AGAINST", "REASON")]
     for e in store.history():
         figures = (_four(e.accuracy), _four(e.current_accuracy))
-        rows.append((e.time[:19], e.event, e.digest[:12], (e.trial or "-").rpartition("/")[2], *figures, e.reason))
+        rows.append((e.time[:16], e.event, e.digest[:12] or str(e.trial), *figures, e.reason))
     return _table(rows)
 
 
@@ -484,22 +486,25 @@ def _four(accuracy: float | None) -> str:
 
 
 def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """A line each; on a terminal, what is longer goes on below."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    room = shutil.get_terminal_size((sys.maxsize, 0)).columns
     for row in rows:
-        yield "  ".join(map(str.ljust, row, widths)).rstrip()
+        yield from textwrap.wrap("  ".join(map(str.ljust, row, widths)), room, subsequent_indent=" " * 4)
 
 
 def _verify(store: Store, _: argparse.Namespace) -> list[str]:
     count = len(store.versions())
     if problems := store.verify() or [store.nothing()] * (not count):
         raise StoreError("\n".join(problems))
-    return [f"{count} versions of {store.model}: all whole"]
+    return [f"{files.count(count, 'version')} of {store.model}: all whole"]
 
 
 def _gc(store: Store, args: argparse.Namespace) -> list[str]:
     removed = store.gc(args.keep, args.older_than * DAY, args.dry_run)
     done = "would remove" if args.dry_run else "removed"
-    return [f"{done} {path}" for path in removed] or ["nothing to remove"]
+    nothing = "nothing to remove: all is current, pinned, running, lately promoted (--keep) or young (--older-than)"
+    return [f"{done} {path.relative_to(store.root)}" for path in removed] or [nothing]
 
 
 def _rollback(store: Store, _: argparse.Namespace) -> list[str]:
@@ -525,13 +530,13 @@ COMMANDS: dict[str, tuple[str, Callable[[Store, argparse.Namespace], Iterable[st
 }
 
 
-def main(argv: list[str] | None = None, prog: str = "python3 -m modelkit.store", root: Path = Path("/model")) -> int:
+def main(words: list[str], prog: str = "python3 -m modelkit.store", root: Path = Path("/model")) -> int:
     """The store's command line. Returns the exit status: 1 for an error or a store that isn't whole."""
     parser = argparse.ArgumentParser(prog=prog, description="Look after the models in a store.")
     parser.epilog = f"Example: {prog} promote 3f2a --model iris"
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(metavar="ACTION", required=True)
     for name, (takes, run, text) in COMMANDS.items():
-        command = commands.add_parser(name, help=text, description=text)
+        command = commands.add_parser(name, help=text, description=text, epilog=f"Example: {prog} {name} {takes}")
         command.set_defaults(run=run)
         command.add_argument("--model", required=True, help="the model's name, for example iris")
         command.add_argument("--root", type=Path, default=root, help="the store's folder (default: %(default)s)")
@@ -541,7 +546,9 @@ def main(argv: list[str] | None = None, prog: str = "python3 -m modelkit.store",
     gc("--keep", type=int, default=5, help="promoted versions to keep (default: %(default)s)")
     gc("--older-than", type=float, default=1, metavar="DAYS", help="keep what is younger (1)")
     gc("--dry-run", action="store_true", help="only tell what would go")
-    args = parser.parse_args(argv)
+    if words and words[0] not in COMMANDS and (near := difflib.get_close_matches(words[0], COMMANDS)):
+        parser.error(f"there is no action {words[0]}: did you mean {near[0]}?")
+    args = parser.parse_args(words)
     try:
         for line in args.run(Store(args.root, args.model), args):
             print(line)
@@ -553,4 +560,4 @@ def main(argv: list[str] | None = None, prog: str = "python3 -m modelkit.store",
 
 if __name__ == "__main__":
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no error
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from modelkit import store
+from modelkit import files, store
 
 from nas import artifacts, chart, data, fetch, images
 from nas import doctor as doctor_
@@ -165,7 +165,7 @@ def serve(
 
 @app.command()
 def batch(
-    inputs: Annotated[list[Path] | None, typer.Argument(help="Files to score; default: the MNIST test set.")] = None,
+    inputs: Annotated[list[Path] | None, typer.Argument(help="Files; default for images: the MNIST test set.")] = None,
     model: Model = "iris",
     digest: Annotated[str | None, typer.Option(help="A version; default: the current one.")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for it; default: one in .nas/output/MODEL.")] = None,
@@ -192,12 +192,11 @@ def batch(
         release_.batch(cluster, ROOT, name, inputs, settings, output, build)
         return
     models = store.Store(HOME / "model", model)
-    digest = digest or models.current()
     if not inputs:
-        if digest and models.load(digest).manifest.input.image is None:
-            how = f"make batch MODEL={model} ARGS=FILE.csv, or .venv/bin/nas batch --model {model} FILE.csv"
-            raise NasError(f"{model} takes rows of a table, so name the files: {how}")
+        if (models.find(digest) if digest else models.load()).manifest.input.image is None:
+            raise NasError(f"{model} takes rows of a table, so name the files: make batch MODEL={model} ARGS=FILE.csv")
         data.ensure("mnist", HOME / "data")
+    digest = digest or models.current()
     words = ["--format", form, "--on-error", on_error, *(["--probabilities"] if probabilities else [])]
     words += ["--input", *map(str, inputs)] if inputs else []
     words += ["--keep", *keep] if keep else []
@@ -236,8 +235,9 @@ def report(
     page.write(found, form, output, HOME / "report")
 
 
-@app.command(no_args_is_help=True, context_settings={"ignore_unknown_options": True})
+@app.command(no_args_is_help=True, add_help_option=False, context_settings={"ignore_unknown_options": True})
 def models(
+    context: typer.Context,
     words: Annotated[list[str], typer.Argument(metavar="ACTION [DIGEST]", help="What to do, as told above.")],
     model: Model = "iris",
     target: On = AUTO,
@@ -248,8 +248,8 @@ def models(
 
     list: versions and trials' models, the current one first. show, lineage: a model's manifest, and its ancestors.
     history: every decision with its reason. promote, rollback: choose the current model by hand, and pin it. unpin:
-    let offers decide again. verify: check every version. gc: remove old ones, never what is served, pinned or young;
-    --keep 5 promoted versions stay, and what is younger than --older-than 1 (days); --dry-run only tells what would go.
+    let offers decide again. verify: check every version. gc: remove old ones, never what is served, pinned or young.
+    offer: propose the model in a trial's folder, as each trial does when it ends. nas models ACTION --help tells more.
 
     Example: nas models list --model iris
 
@@ -257,6 +257,10 @@ def models(
 
     Example: nas models gc --model iris --keep 3
     """
+    if words[0] in context.help_option_names:
+        return print(context.get_help())
+    if {*words} & {*context.help_option_names}:
+        store.main(words, prog="nas models", root=HOME / "model")  # which ends here
     cluster, name = _place(target, namespace, release, model)
     if cluster:
         raise typer.Exit(release_.models(cluster, ROOT, name, words))
@@ -274,7 +278,7 @@ def data_(
 
     Example: nas data mnist --from /media/usb/mnist
     """
-    print(f"{name} is in {data.ensure(name, HOME / 'data', folder)}")
+    print(f"{name} is in {files.shown(data.ensure(name, HOME / 'data', folder))}")
 
 
 @app.command()
@@ -398,7 +402,7 @@ def artifacts_(
                 folder = Path(destination)
                 destination = str(folder / name if folder.is_dir() else folder)
                 count = claim.copy(source, Path(destination), told)
-    print(f"{count} {'file' if count == 1 else 'files'} in {destination}, checksums compared")
+    print(f"{files.count(count, 'file')} in {destination}, checksums compared")
 
 
 def _become(script: str, *words: str) -> None:
@@ -413,9 +417,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was started is ended
     try:
         app()
-    except TOLD as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        sys.exit(f"error: {store.explain(error, Path(error.filename or HOME))}")
+    except (*TOLD, OSError) as error:
+        sys.exit(f"error: {store.explain(error, Path(getattr(error, 'filename', None) or HOME))}")
     except KeyboardInterrupt:
         sys.exit(130)

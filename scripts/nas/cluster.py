@@ -58,7 +58,7 @@ def choose(target: Target) -> tuple[Target, str]:
         return target, "no cluster is asked for"
     if target is Target.CLUSTER:
         return target, "the current kubeconfig context"
-    problem = "" if shutil.which("microk8s") else "MicroK8s is not installed here (https://microk8s.io)"
+    problem = "" if shutil.which("microk8s") else "no MicroK8s here: https://microk8s.io"
     if not problem:
         try:
             output(["microk8s", "kubectl", "get", "--raw", f"/apis/{API_VERSION}", LIMIT])

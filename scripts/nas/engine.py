@@ -176,7 +176,7 @@ class Search(Progress):
         text = log.read_text(errors="replace")
         lines = [line for line in text.splitlines() if line.strip()]
         tail = lines[-1:] if lines and "error: " in lines[-1] else lines[-LOG_TAIL:]
-        said = f"{' | '.join(tail) or 'it printed nothing'} ({log})"
+        said = f"{' | '.join(tail) or 'it printed nothing'} ({files.shown(log)})"
         if status != 0:
             how = f"killed by signal {status - 128}" if status > 128 else f"exit status {status}"
             return "Failed", f"{how}: {said}"
@@ -199,8 +199,8 @@ class Search(Progress):
             return
         if self.best and self.experiment.reached(self.value(self.best)):
             self.state, self.reason = "Succeeded", "the goal is reached"
-        elif failed >= max(1, self.experiment.max_failed):
-            self.state, self.reason = "Failed", f"{failed} trials failed, which is the limit"
+        elif failed >= (limit := max(1, self.experiment.max_failed)):
+            self.state, self.reason = "Failed", f"too many trials failed (maxFailedTrials is {limit})"
         elif done >= self.experiment.max_trials:
             self.state, self.reason = "Succeeded", "all trials are done"
 

@@ -51,7 +51,6 @@ def download(url: str, timeout: float) -> bytes:
     """What a URL answers, within `timeout` seconds a step. Raises NasError, OSError."""
     try:
         with urllib.request.urlopen(url, timeout=timeout) as response:
-            data: bytes = response.read()
-            return data
+            return bytes(response.read())
     except urllib.error.URLError as error:
         raise NasError(f"{url.rpartition('/')[2]}: {error.reason}") from error

@@ -1,5 +1,6 @@
 """A search on this machine, from a values file to a promoted model."""
 
+import contextlib
 import re
 import subprocess
 import sys
@@ -49,18 +50,19 @@ def run(root: Path, home: Path, values: str, number: int | None, resume: bool, s
     if resume:
         search.resume()
     with View(search) as view:
-        search.run(view.changed, _current_parameters(store, experiment))
+        search.run(view.changed, None if resume else _current_parameters(store, experiment))
     store.adopt()
     if search.interrupted:
-        view.note(f"interrupted; to go on: .venv/bin/nas run {values} --resume")
+        view.note(f"interrupted; to go on: .venv/bin/nas run {values} --resume, or make with ARGS=--resume")
         return 128 + search.interrupted
     current = store.load().manifest if store.current() else None
-    place = str(store.version(current.digest)).removeprefix(f"{Path.cwd()}/") if current else ""
+    place = f"{files.shown(store.version(current.digest[:12]))}*" if current else ""
     failed = search.state == "Failed" or search.best is None
     after = next_commands(current) if current and not failed else []
     view.summary(current, place, after, bridge.reasons(store, experiment.name))
     if failed:
-        raise NasError(f"the search failed: {search.reason}; what each trial printed is in {search.folder / 'logs'}")
+        said = [f"\n{trial.short}: {trial.message}" for trial in search.trials if trial.failed]
+        raise NasError(f"the search failed: {search.reason}{''.join(said[-1:])}")
     return 0
 
 
@@ -110,11 +112,11 @@ def data_digest(experiment: Experiment, places: Places) -> str:
 
 def _current_parameters(store: Store, experiment: Experiment) -> dict[str, str] | None:
     """What the current model was trained with, by the names of the search's parameters; None without a model."""
-    try:
-        given = store.load().manifest.parameters if store.current() else {}
-    except TOLD:
-        return None  # an offer will mend or tell it
-    return {name: given.get(name.replace("-", "_"), "") for name in experiment.space} if given else None
+    with contextlib.suppress(*TOLD):  # none yet, or a broken one: an offer will mend or tell it
+        if given := store.load().manifest.parameters:
+            print("the first trial has the current model's parameters, where they fit this search", flush=True)
+            return {name: given.get(name.replace("-", "_"), "") for name in experiment.space}
+    return None
 
 
 def _data(experiment: Experiment, image: Path, places: Places) -> None:

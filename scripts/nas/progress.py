@@ -48,6 +48,7 @@ class Progress:
         self.trials: list[Trial] = []
         self.state: Literal["Running", "Succeeded", "Failed"] = "Running"
         self.reason = ""
+        self.promoted: set[str] = set()  # trials whose models were, as far as that is known
         self.started = time.time()
         self.ended: float | None = None
 
@@ -57,13 +58,13 @@ class Progress:
 
     @property
     def finished(self) -> list[Trial]:
-        """Trials that ended with a value."""
-        ended = [trial for trial in self.trials if trial.state in ("Succeeded", "EarlyStopped")]
-        return [trial for trial in ended if self.value(trial) is not None]
+        """Trials that ended with a value, the promoted before others, then those that ended first."""
+        ended = [t for t in self.trials if t.state in ("Succeeded", "EarlyStopped") and self.value(t) is not None]
+        return sorted(ended, key=lambda trial: (trial.name not in self.promoted, trial.ended or 0.0))
 
     @property
     def best(self) -> Trial | None:
-        """The trial with the best objective so far, of those that ended."""
+        """The trial with the best objective so far, of those that ended; among equals the first of `finished`."""
         choose = max if self.experiment.maximize else min
         return choose(self.finished, key=lambda trial: self.value(trial) or 0.0, default=None)
 

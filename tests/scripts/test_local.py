@@ -1,4 +1,5 @@
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ import pytest
 import yaml
 from modelkit.store import Store
 from nas import chart, local
-from nas.engine import Places
+from nas.engine import Places, Search
 from nas.errors import NasError
 from nas.experiment import Experiment
 
@@ -105,3 +106,29 @@ def test_the_digest_is_asked_for_with_the_trials_own_command(places: Places, man
 )
 def test_a_release_is_named_by_its_values_file(path: str, name: str) -> None:
     assert chart.release_name(Path(path)) == name
+
+
+def test_a_failed_search_ends_with_the_last_words_of_a_failed_trial(
+    places: Places, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = manifest(args=("--mode=crash",), maxTrialCount=5, maxFailedTrialCount=2)
+    monkeypatch.setattr(chart, "render", lambda *_: [made])
+    (places.root / "toy.yaml").touch()
+    monkeypatch.chdir(places.root)
+    with pytest.raises(NasError) as caught:
+        local.run(places.root, places.home, "toy.yaml", None, False, [])
+    what, said = str(caught.value).splitlines()
+    assert what == "the search failed: too many trials failed (maxFailedTrials is 2)"
+    assert re.fullmatch(r"\w+: exit status 1: something broke \(\.nas/runs/toy/logs/toy-\w+\.log\)", said)
+
+
+def test_an_interrupted_run_says_how_to_go_on_by_hand_and_by_make(
+    places: Places, manifest: Manifest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(chart, "render", lambda *_: [manifest()])
+    monkeypatch.setattr(Search, "run", lambda search, *_: setattr(search, "interrupted", 2))
+    (places.root / "toy.yaml").touch()
+    monkeypatch.chdir(places.root)
+    assert local.run(places.root, places.home, "toy.yaml", None, False, []) == 130
+    told = capsys.readouterr().out.splitlines()[-1]
+    assert told == "interrupted; to go on: .venv/bin/nas run toy.yaml --resume, or make with ARGS=--resume"

@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -73,3 +74,23 @@ def test_the_next_commands_ask_the_server_with_a_row_that_it_takes() -> None:
     serve, ask = next_commands(manifest, " TARGET=microk8s")
     assert serve == "make serve MODEL=penguins TARGET=microk8s"
     assert ask.endswith("""-d '["Biscoe", 45.0]'""")
+
+
+def test_of_equally_good_trials_the_summary_names_the_promoted_as_best(search: Progress) -> None:
+    (early,) = search.trials
+    late = replace(early, name="toy-ijklmnop", ended=search.started + 120)
+    search.trials = [late, early]
+    current: Any = SimpleNamespace(
+        model="toy",
+        digest="3f2a" * 16,
+        experiment="toy",
+        trial=late.name,
+        metrics=SimpleNamespace(test=None, validation=SimpleNamespace(accuracy=0.75)),
+    )
+    assert search.best is early, "the first to end, until one is promoted"
+    view = terminal(search)
+    view.summary(current, "", [], {})
+    lines = re.sub(r"\x1b\[[\d;]*m", "", shown(view)).splitlines()
+    assert [line.split()[0] for line in lines if "*best*" in line] == ["ijklmnop"]
+    assert [line for line in lines if line.startswith("best    ijklmnop: accuracy 0.7500")]
+    assert [line for line in lines if line.startswith("model   toy 3f2a3f2a3f2a promoted, of trial ijklmnop; accuracy")]

@@ -36,6 +36,7 @@ class History(Progress):
         self.trials = read_trials(self.experiment, trials, printed)
         if not self.trials:
             raise NasError(f"experiment {self.experiment.name} has no trial yet: wait for its first")
+        self.promoted = {str(e.trial).rpartition("/")[2] for e in store.history() if e.event == "promoted"}
         self._jobs = {m["metadata"]["name"]: m["spec"].get("runSpec") for m in trials}
         self.manifest: artifact.Manifest | None = None
         self.evaluation = artifact.Evaluation([], [])

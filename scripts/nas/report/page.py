@@ -39,7 +39,8 @@ def write(history: History, form: str, output: Path | None, folder: Path) -> Non
     target = output or folder / f"{history.experiment.name}.{form}"
     target.parent.mkdir(parents=True, exist_ok=True)
     files.write(target, text.encode(), durable=False)
-    print(f"report    {target}")
+    how = f"\nopen it   {target.absolute().as_uri()} in a browser" if form == "html" else ""
+    print(f"report    {files.shown(target)}{how}")
 
 
 def page(history: History, form: str) -> str:
@@ -191,4 +192,5 @@ def _parallel(history: History) -> str:
     figure = optuna.visualization.plot_parallel_coordinate(history.study, target_name=history.experiment.metric)
     figure.for_each_trace(lambda trace: trace.update(opacity=0.8, line_width=2), selector={"mode": "lines"})
     figure.update_traces(marker_showscale=False, selector={"mode": "markers"})  # the first axis says it too
-    return _figure(figure, height=400, xaxis_automargin=True)
+    # The axes' numbers stay readable where lines cross them.
+    return _figure(figure.update_annotations(bgcolor="rgba(255,255,255,.8)"), height=400, xaxis_automargin=True)

@@ -399,6 +399,7 @@ def test_the_command_line_shows_what_is_there(
         (["unpin", "3f2a"], "unrecognized arguments: 3f2a"),
         (["list", "--dry-run"], "unrecognized arguments: --dry-run"),
         (["destroy"], "invalid choice: 'destroy'"),
+        (["lsit"], "there is no action lsit: did you mean list?"),
     ],
 )
 def test_words_that_do_not_fit_their_command_are_told(
@@ -418,14 +419,28 @@ def test_history_is_a_line_for_each_decision_with_both_figures_and_its_reason(
     home.unpin()
     assert store.main(["history", "--model", "demo", "--root", str(home.root)]) == 0
     head, *lines = [re.split(r"  +", line) for line in capsys.readouterr().out.splitlines()]
-    assert head == ["TIME", "DECISION", "DIGEST", "TRIAL", "ACCURACY", "CURRENT'S", "REASON"]
+    assert head == ["TIME", "DECISION", "DIGEST", "ACCURACY", "AGAINST", "REASON"]
     assert [line[1:] for line in lines] == [
-        ["promoted", first.digest[:12], "a", "0.8000", "-", "the first model"],
-        ["kept", kept.digest[:12], "bee", "0.7500", "0.8000", "the current model is still the best"],
-        ["pinned", first.digest[:12], "-", "-", "-", "promoted by hand"],
-        ["unpinned", first.digest[:12], "-", "-", "-", "offers decide again"],
+        ["promoted", first.digest[:12], "0.8000", "-", "the first model"],
+        ["kept", kept.digest[:12], "0.7500", "0.8000", "the current model is still the best"],
+        ["pinned", first.digest[:12], "-", "-", "promoted by hand"],
+        ["unpinned", first.digest[:12], "-", "-", "offers decide again"],
     ]
-    assert lines[0][0] == first.time[:19]
+    assert lines[0][0] == first.time[:16]
+
+
+def test_list_and_history_fit_a_terminal_of_80_columns(
+    home: Store, trial_folder: Folder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    home.offer(trial_folder("iris-nas-4a575030-wnvqmfrs", 0.8))
+    home.refuse(trial_folder("iris-nas-4a575030-o70lact8", 0.7), "a reason of quite some length, which is told in full")
+    for action in ("list", "history"):
+        assert store.main([action, "--model", "demo", "--root", str(home.root)]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert max(map(len, lines)) <= 80
+    reason = lines[2][lines[0].index("REASON") :], *(line.strip() for line in lines[3:])
+    assert " ".join(reason) == "a reason of quite some length, which is told in full"
 
 
 def test_a_dry_run_of_gc_tells_what_would_go_and_changes_nothing(
@@ -437,11 +452,13 @@ def test_a_dry_run_of_gc_tells_what_would_go_and_changes_nothing(
     words = ["gc", "--older-than=0", "--model", "demo", "--root", str(home.root)]
     assert store.main([*words, "--dry-run"]) == 0
     told = capsys.readouterr().out
-    assert f"would remove {killed}\n" in told
+    assert f"would remove {killed.relative_to(home.root)}\n" in told
     left = {path: path.read_bytes() for path in home.root.rglob("*") if path.is_file() and path.name != ".lock"}
     assert left == {path: data for path, data in before.items() if path.name != ".lock"}
     home.gc(older_than=0)
     assert not killed.exists()
+    assert store.main(["gc", "--older-than=0.5", "--model", "demo", "--root", str(home.root)]) == 0
+    assert "nothing to remove: all is current, pinned, " in capsys.readouterr().out
 
 
 def test_a_list_of_a_model_that_is_not_there_is_an_error(

@@ -16,7 +16,7 @@ import msgspec
 import pytest
 import yaml
 from modelkit import artifact
-from modelkit.store import Store
+from modelkit.store import Event, Store
 from nas import artifacts
 from nas.engine import Places, Search, recorded
 from nas.errors import NasError
@@ -129,6 +129,41 @@ def test_what_was_spent_and_saved_adds_up(places: Places) -> None:
     assert told.best
     assert told.best.assignments == {"value": "0.9"}
     assert told.value(told.best) == pytest.approx(0.9)
+
+
+def test_of_equally_good_trials_the_promoted_is_the_best_and_the_one_to_train_again(
+    search: Callable[..., Search], places: Places
+) -> None:
+    space = {"name": "value", "parameterType": "categorical", "feasibleSpace": {"list": ["0.8", "0.80", "0.800"]}}
+    done = search(algorithm={"algorithmName": "grid"}, parallelTrialCount=1, parameters=[space])
+    first, second, _ = done.trials
+    told = history.here(places, "toy", None)
+    assert (told.best and told.best.name) == first.name
+    (places.store / "toy/history.jsonl").write_bytes(
+        b"".join(
+            msgspec.json.encode(Event("", event, "", "", trial=f"toy/{trial.name}")) + b"\n"
+            for event, trial in (("promoted", second), ("kept", first))
+        )
+    )
+    told = history.here(places, "toy", None)
+    assert told.facts()["best"] == second.name
+    assert "--value=0.80 " in str(told.reproduce())
+
+
+@pytest.mark.usefixtures("searched")
+def test_a_report_is_told_by_its_path_from_here_and_a_page_with_how_to_open_it(
+    places: Places, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(places.root)
+    for form in ("html", "md"):
+        page.write(history.here(places, "toy", None), form, None, places.home / "report")
+    address = (places.home / "report/toy.html").as_uri()
+    told = capsys.readouterr().out.splitlines()[-3:]
+    assert told == [
+        "report    .nas/report/toy.html",
+        f"open it   {address} in a browser",
+        "report    .nas/report/toy.md",
+    ]
 
 
 @pytest.mark.usefixtures("searched")
