@@ -232,19 +232,14 @@ def begin(output: Path, request: Request, digest: str | None, load: Load) -> Job
     """Take up the job in a folder, or plan it there; None when it is complete already.
 
     `load` gives the model of a digest, for None the current one. Raises JobError when the folder has another job's
-    output, InputError, OSError, LockError; a job that can't be planned leaves no folder.
+    output, InputError, OSError, LockError.
     """
     held = {path.name for path in output.glob("*")} - {".lock", WORK}
     if held and PLAN not in held:
         raise JobError(f"{output} holds something else ({min(held)}): give another --output")
     output.mkdir(parents=True, exist_ok=True)
     with files.locked(output / ".lock"):
-        try:
-            return (_resume if (output / PLAN).exists() else _plan)(output, request, digest, load)
-        except Exception:
-            if [path.name for path in output.iterdir()] == [".lock"]:
-                shutil.rmtree(output)
-            raise
+        return (_resume if (output / PLAN).exists() else _plan)(output, request, digest, load)
 
 
 def _resume(output: Path, request: Request, digest: str | None, load: Load) -> Job | None:
