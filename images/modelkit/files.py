@@ -48,8 +48,11 @@ def count(number: int, noun: str) -> str:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the renames in `folder` survive a power loss."""
-    handle = os.open(folder, os.O_RDONLY)
+    """Make the renames in `folder` survive a power loss; if it is gone meanwhile, there is nothing to survive."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        return
     try:
         os.fsync(handle)
     finally:

@@ -165,6 +165,24 @@ def test_a_shard_that_another_process_ended_just_before_is_not_scored_again(
     assert not list((place / "out").glob("part-*"))
 
 
+def test_a_job_that_another_process_ends_as_its_last_shard_is_recorded_is_no_error(
+    place: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, other, original = planned(place, source), planned(place, source), files.sync_folder
+
+    def late(folder: Path) -> None:
+        if folder.name == job.WORK and other.over(0) and other.over(1):
+            monkeypatch.setattr(files, "sync_folder", original)
+            assert other.finish()
+        original(folder)
+
+    monkeypatch.setattr(files, "sync_folder", late)
+    found.work(range(2), 0)
+    assert files.sync_folder is original
+    assert found.finish()
+    assert predicted(place / "out") == DIGITS
+
+
 def test_a_shard_whose_process_is_killed_meanwhile_is_taken_over(place: Path, source: Path) -> None:
     found = planned(place, source)
     holding, release = threading.Event(), threading.Event()
