@@ -116,9 +116,13 @@ class Job:
         """
         for wait, busy in ((0.0, [files.LockError]), (-1.0, [])):
             for shard in (shard for shard in mine if not self.over(shard)):
-                with contextlib.suppress(*busy), files.locked(self._file(shard, "lock"), wait):
-                    if not self.over(shard):
-                        self._score(shard, show)
+                try:
+                    with contextlib.suppress(*busy), files.locked(self._file(shard, "lock"), wait):
+                        if not self.over(shard):
+                            self._score(shard, show)
+                except FileNotFoundError:
+                    if not finished(self.output):  # else another process ended the job: its locks are gone
+                        raise
 
     def finish(self) -> bool:
         """Write what tells of the whole job, and _SUCCESS, when all shards are done. Whether they are."""

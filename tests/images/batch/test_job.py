@@ -183,6 +183,23 @@ def test_a_job_that_another_process_ends_as_its_last_shard_is_recorded_is_no_err
     assert predicted(place / "out") == DIGITS
 
 
+def test_a_job_that_another_process_ends_while_a_lock_is_waited_for_is_no_error(
+    place: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, other, original = planned(place, source), planned(place, source), files.locked
+
+    def late(path: Path, _: float) -> contextlib.AbstractContextManager[None]:
+        monkeypatch.setattr(files, "locked", original)
+        other.work(range(2), 0)
+        assert other.finish()
+        raise FileNotFoundError(path)  # as filelock does when it looks again and the folder is gone
+
+    monkeypatch.setattr(files, "locked", late)
+    found.work(range(2), 0)
+    assert found.finish()
+    assert predicted(place / "out") == DIGITS
+
+
 def test_a_shard_whose_process_is_killed_meanwhile_is_taken_over(place: Path, source: Path) -> None:
     found = planned(place, source)
     holding, release = threading.Event(), threading.Event()

@@ -1,3 +1,4 @@
+import copy
 import gzip
 import importlib.util
 import os
@@ -149,6 +150,24 @@ def test_the_learning_rate_warms_up_and_falls_to_nothing(data: Path, trainer: Mo
         rates.append(training._rate() / 0.2)
     assert training.steps == 200
     assert rates == pytest.approx([1 / 20, 1, 0.5, 0], abs=0.01)
+
+
+def test_a_step_is_one_of_torchs_own_adamw(data: Path, trainer: ModuleType, network: ModuleType) -> None:
+    words = (
+        "--layers=2 --units=8 --lr=0.1 --weight-decay=0.3 --dropout=0 --augmentation=none --epochs=2 --export-path=."
+    )
+    training = network.Training(trainer.arguments(words.split()), *trainer.read(data / "mnist", "train"), 10)
+    other = copy.deepcopy(training.network).train()
+    optimizer = torch.optim.AdamW(other.parameters(), weight_decay=0.3)
+    for rows in torch.arange(600).view(10, 60):
+        optimizer.param_groups[0]["lr"] = training._rate()
+        loss = torch.nn.functional.cross_entropy(other(training._batch(rows)), training.labels[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        torch.testing.assert_close(training._learn(rows), loss.detach())
+    for ours, torchs in zip(training.network.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(ours, torchs, atol=1e-4, rtol=1e-3)
 
 
 def test_a_warm_start_begins_where_the_current_model_is_and_the_manifest_names_it(data: Path, tmp_path: Path) -> None:
