@@ -101,7 +101,7 @@ lock: .venv/ready ## resolve pyproject.toml's dependencies anew into requirement
 	  --python-version 3.11 --generate-hashes --no-header "$$@"; }; \
 	compile -o requirements.txt; compile --extra dev -c requirements.txt -o requirements-dev.txt
 
-clean: ## remove all that make set up: .venv, .nas with its models, runs and data, and uv's cache if it was new
+clean: ## remove all that make set up: .venv, .nas with its models, runs and data, MNIST in images/*/data, uv's cache if it was new
 	@if [ -f .venv/made-uv-cache ]; then rm -rf "$$(.venv/bin/uv cache dir)"; fi
 	rm -rf .venv .nas .pytest_cache .mypy_cache .ruff_cache images/*/data/mnist
 	@find . -name __pycache__ -prune -exec rm -rf {} +

@@ -150,7 +150,10 @@ class _Rows:
                 raise InputError(f"{path}: expected numbers, row by row (C order), got {self.dtype}")
         else:
             self._file.seek(0)
-            shape, self.dtype = files.idx_shape(self._file.read), np.dtype(np.uint8)
+            try:
+                shape, self.dtype = files.idx_shape(self._file.read), np.dtype(np.uint8)
+            except ValueError as error:
+                raise ValueError(f"{error}; other files are .npy, .csv and .parquet") from error
         self.count, self.shape = shape[0], tuple(shape[1:])
         self._start = self._file.tell()
 

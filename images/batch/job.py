@@ -193,7 +193,10 @@ class Job:
             if len(chunk.rows):
                 probabilities = self._probabilities(chunk.rows)
                 best = probabilities.argmax(axis=1)
-                out.write(chunk.numbers, best, probabilities, chunk.kept)
+                try:
+                    out.write(chunk.numbers, best, probabilities, chunk.kept)
+                except pa.ArrowException as error:
+                    raise pa.ArrowInvalid(f"{error} ({path})") from error
                 _show(chunk.numbers, best, self._wanted.classes, show)
                 np.add.at(counts, (chunk.labels, best), 1)  # UNLABELLED is the last
             if time.time() - told > QUIET:

@@ -139,7 +139,9 @@ def test_a_kept_column_has_the_type_of_the_first_input(
     assert pq.read_table(place / "out")["id"].to_pylist() == ["one", "2"]
     shutil.rmtree(place / "out")
     assert score.main([*words, str(place / "b.parquet"), str(place / "a.parquet")]) == score.REFUSED
-    assert "id can't be kept in parquet: Failed to parse string: 'one' as a scalar" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "id can't be kept in parquet: Failed to parse string: 'one' as a scalar" in error
+    assert f"({place / 'a.parquet'})" in error
 
 
 def test_a_list_can_be_kept_where_the_format_has_lists(
@@ -216,7 +218,7 @@ REFUSALS: list[tuple[str, str, bytes, str]] = [
         "mnist",
         "picture.png",
         b"\x89PNG1234",
-        "picture.png can't be read: it doesn't begin as an idx file of bytes",
+        "picture.png can't be read: it doesn't begin as an idx file of bytes; other files are .npy, .csv and .parquet",
     ),
     ("mnist", "empty", b"", "empty can't be read: it doesn't begin as an idx file of bytes"),
     ("mnist", "cut.npy", b"\x93NUMPY\x01\0", "cut.npy can't be read: "),
