@@ -68,7 +68,7 @@ class Search(Progress):
         """
         earlier = [(trial.assignments, self._told(trial)) for trial in self.trials]
         self._changed, self._suggester = changed, Suggester(self.experiment, earlier, first)
-        self._queue = self._to_run()
+        self._queue, handler = self._to_run(), signal.getsignal(signal.SIGTERM)
         for name in ("trials", "logs"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         try:
@@ -81,6 +81,8 @@ class Search(Progress):
                 self._record()
         except files.LockError as error:
             raise NasError(f"experiment {self.experiment.name} is already running: {error}") from error
+        finally:
+            signal.signal(signal.SIGTERM, handler)  # asyncio would leave the system's
 
     async def _all(self) -> None:
         """Keep as many trials running as may be."""
