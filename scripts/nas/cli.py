@@ -414,7 +414,7 @@ def _become(script: str, *words: str) -> None:
 
 def main() -> None:
     """Entry point: errors are one line on stderr and exit status 1."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was started is ended
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: what was started is ended
     try:
         app()
     except (*TOLD, OSError) as error:

@@ -25,7 +25,7 @@ LIMIT = "--request-timeout=15s"
 MENDS = {
     "access microk8s": "this user may not use MicroK8s: sudo usermod -a -G microk8s $USER, then log in again",
     "microk8s is not running": "MicroK8s is not running: microk8s start",
-    r"\bgit(hub)?\b": "Katib comes from GitHub; without internet: --manifests DIR, a copy of that folder",
+    r"(?<!\.)\bgit\b": "Katib comes from GitHub; without internet: --manifests DIR, a copy of that folder",
     "timed out waiting": "what isn't ready, and why: nas doctor",
     r"not (find|have) .*(resource|experiments|trials)|no matches for kind": "there is no Katib: nas cluster setup",
     r"\bforbidden\b": "whoever runs the cluster can give that right; what this user may: kubectl auth can-i --list",

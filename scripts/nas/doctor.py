@@ -1,6 +1,5 @@
 """What a search needs of a cluster: looked at (`nas doctor`) and prepared (`nas cluster setup`)."""
 
-import contextlib
 import json
 import re
 import shutil
@@ -72,9 +71,9 @@ def _nodes(cluster: Cluster) -> Iterator[Finding]:
     for node in cluster.objects("Node"):
         name, info = node["metadata"]["name"], node["status"]["nodeInfo"]
         kinds.add(info["architecture"])
-        ready = {c["type"]: c["status"] for c in node["status"]["conditions"]}
-        # Kubernetes' own conditions but Ready tell of trouble; clouds add more of both kinds.
-        wrong = [f"{kind}={now}" for kind, now in ready.items() if (now == "True") != kind.endswith("Ready")]
+        conditions = [f"{c['type']}={c['status']}" for c in node["status"]["conditions"]]
+        # Kubernetes' own; clouds and k3s add others, some of which tell of trouble and some of none.
+        wrong = [c for c in conditions if re.fullmatch("(.*Pressure|NetworkUnavailable)=True|Ready=(?!True).*", c)]
         text = ", ".join(wrong or [info["architecture"], info["kubeletVersion"]])
         yield Finding("node", f"{name}: {text}", cluster.words("describe", "node", name) if wrong else "")
     if len(kinds) > 1:
@@ -125,13 +124,17 @@ def _storage(cluster: Cluster) -> Iterator[Finding]:
 
 def _images(cluster: Cluster, root: Path, wanted: list[str]) -> Iterator[Finding]:
     """Images without a registry in their name must be on the nodes."""
-    held = [image for node in cluster.objects("Node") for image in node["status"].get("images", [])]
-    listed = {name for image in held for name in image.get("names") or []}
+    held = [node["status"].get("images", []) for node in cluster.objects("Node")]
+    listed = {name for node in held for image in node for name in image.get("names") or []}
     for reference in (name for name in wanted if "/" not in name):
         name, _, tag = reference.partition(":")
         there = images.full(name, tag) in listed
-        with contextlib.suppress(NasError):  # kubelet tells a new image only after a while, and fifty at most
+        try:  # kubelet tells a new image only after a while
             there = there or images.detect(cluster).has(images.full(name, tag))
+        except NasError:
+            if any(len(node) >= 50 for node in held):
+                yield Finding("image", f"{reference}: can't be told, as a node lists 50 images at most")
+                continue
         mend = f"nas images build {name} && nas images import {name} {cluster.options}"
         mend = mend if name in images.folders(root) else f"import {name}"
         state = "is" if there else "isn't"
@@ -161,7 +164,8 @@ def setup(cluster: Cluster, manifests: Path | None, dashboard: bool, timeout: in
 
 def _addons(wanted: list[str], timeout: int) -> None:
     """Enable add-ons; MicroK8s leaves those that are as they are, and says so."""
-    output(["microk8s", "status", "--wait-ready", "--timeout", str(timeout)])
+    if "microk8s is running" not in output(["microk8s", "status", "--wait-ready", "--timeout", str(timeout)]):
+        raise NasError("MicroK8s isn't running: microk8s start, or microk8s inspect to see why; then call this again")
     for addon in wanted:
         print(f"add-on {addon}: enabling", flush=True)
         if subprocess.run(["microk8s", "enable", addon], check=False).returncode:

@@ -55,6 +55,7 @@ class Search(Progress):
         self.folder = places.run(experiment.name)
         self.interrupted = 0
         self._running: list[asyncio.subprocess.Process] = []
+        self._nameless: list[Trial] = []  # those that ended well and printed something, but not even the metric's name
 
     def resume(self) -> None:
         """Take over what an interrupted run of the same Experiment recorded. Raises NasError for a broken record."""
@@ -67,7 +68,7 @@ class Search(Progress):
         """
         earlier = [(trial.assignments, self._told(trial)) for trial in self.trials]
         self._changed, self._suggester = changed, Suggester(self.experiment, earlier, first)
-        self._queue = self._to_run()
+        self._queue, handler = self._to_run(), signal.getsignal(signal.SIGTERM)
         for name in ("trials", "logs"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         try:
@@ -80,6 +81,8 @@ class Search(Progress):
                 self._record()
         except files.LockError as error:
             raise NasError(f"experiment {self.experiment.name} is already running: {error}") from error
+        finally:
+            signal.signal(signal.SIGTERM, handler)  # asyncio would leave the system's
 
     async def _all(self) -> None:
         """Keep as many trials running as may be."""
@@ -182,10 +185,12 @@ class Search(Progress):
             return "Failed", f"{how}: {said}"
         if self.value(trial) is None:
             metric, printed = self.experiment.metric, dict.fromkeys(re.findall(r"([\w-]+)\s*=", text))
-            named = re.search(rf"\b{re.escape(metric)}\b", text)
-            if printed and not named and not self.best:  # mistyped, so that no other trial will have it either
-                self.state = "Failed"
-                self.reason = f"trials print no {metric}, but {', '.join(printed)}: mend experiment.objective.metric"
+            if printed and not re.search(rf"\b{re.escape(metric)}\b", text):
+                self._nameless.append(trial)
+                first, values = self.trials[: self.experiment.parallel], map(self.value, self.trials)
+                if all(each in self._nameless for each in first) and all(value is None for value in values):
+                    wrong = f"trials print no {metric}, but {', '.join(printed)}"  # no other will: it is mistyped
+                    self.state, self.reason = "Failed", f"{wrong}: mend experiment.objective.metric"
             return "MetricsUnavailable", f"it printed no number for {metric}: {said}"
         return "Succeeded", ""
 

@@ -179,7 +179,7 @@ class Runtime:
                     target.stdin.write(part)
                     sent += len(part)
                     told(sent, image.size)
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, SystemExit):
                 target.kill()  # before it sees an end that isn't one
                 raise
         for process, words in ((target, command), (source, [builder.tool, "save"])):

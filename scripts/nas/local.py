@@ -10,7 +10,7 @@ from pathlib import Path
 from modelkit import files
 from modelkit.store import Store
 
-from nas import bridge, chart, data, fetch
+from nas import bridge, chart, data, fetch, suggest
 from nas.engine import Places, Search, command_line, image_folder, recorded
 from nas.errors import TOLD, NasError
 from nas.experiment import Experiment, Manifest
@@ -94,9 +94,7 @@ def repeat(root: Path, home: Path, values: str, seconds: int, settings: list[str
 
 def data_digest(experiment: Experiment, places: Places) -> str:
     """The digest of the data that a trial would learn from, as its trainer tells it. Raises NasError."""
-    point = {
-        name: str(space["min"] if "min" in space else space["list"][0]) for name, space in experiment.space.items()
-    }
+    point = {name: str(s["min"] if "min" in s else s["list"][0]) for name, s in experiment.space.items()}
     line, environment = command_line(experiment, Trial("data-digest", point, None), places)
     folder = image_folder(experiment, places)
     command = ["sh", "-c", f"{line} --data-digest"]
@@ -111,11 +109,14 @@ def data_digest(experiment: Experiment, places: Places) -> str:
 
 
 def _current_parameters(store: Store, experiment: Experiment) -> dict[str, str] | None:
-    """What the current model was trained with, by the names of the search's parameters; None without a model."""
-    with contextlib.suppress(*TOLD):  # none yet, or a broken one: an offer will mend or tell it
-        if given := store.load().manifest.parameters:
-            print("the first trial has the current model's parameters, where they fit this search", flush=True)
-            return {name: given.get(name.replace("-", "_"), "") for name in experiment.space}
+    """What the current model was trained with, by the search's names, where that can be its first trial; else None."""
+    with contextlib.suppress(*TOLD, ValueError):  # no model, a broken one (an offer will mend or tell it), other values
+        given = store.load().manifest.parameters
+        first = {name: given.get(name.replace("-", "_"), "") for name in experiment.space}
+        suggest.frozen(suggest.space(experiment), first, None)
+        if experiment.algorithm != "grid":  # it has its own order
+            print("the first trial has the current model's parameters", flush=True)
+            return first
     return None
 
 

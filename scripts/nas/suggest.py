@@ -46,7 +46,7 @@ class Suggester:
         self._anywhere = optuna.samplers.RandomSampler(seed)
         if first and not earlier:
             with contextlib.suppress(ValueError):  # it is no point of this space
-                self._study.enqueue_trial(_trial(self._space, first, None).params)
+                self._study.enqueue_trial(frozen(self._space, first, None).params)
 
     def ask(self) -> dict[str, str] | None:
         """The assignments to try next; None when no new point is left."""
@@ -74,11 +74,11 @@ class Suggester:
 def study(experiment: Experiment, outcomes: list[Outcome]) -> optuna.Study:
     """Trials as Optuna's study: their assignments and objective values (None: failed)."""
     made = optuna.create_study(direction="maximize" if experiment.maximize else "minimize")
-    made.add_trials([_trial(space(experiment), assignments, value) for assignments, value in outcomes])
+    made.add_trials([frozen(space(experiment), assignments, value) for assignments, value in outcomes])
     return made
 
 
-def _trial(among: Space, assignments: dict[str, str], value: float | None) -> FrozenTrial:
+def frozen(among: Space, assignments: dict[str, str], value: float | None) -> FrozenTrial:
     """Raises ValueError for assignments that are no point of the space."""
     params = {name: _parse(distribution, assignments[name]) for name, distribution in among.items()}
     state = TrialState.FAIL if value is None else TrialState.COMPLETE

@@ -31,6 +31,12 @@ if mode == "silent":
 if mode == "nan":
     print("epoch=1 loss=nan accuracy=nan")
     sys.exit()
+if mode.startswith("odd"):
+    if value == 0.1:
+        sys.exit(print("step=1"))
+    if mode == "odd":
+        show(1, value)
+    (folder.parent / "gate").read_text()  # until the other one has ended
 if mode == "once" and not (folder / "again").exists():
     (folder / "again").touch()
     show(1, 0.99)
@@ -138,7 +144,7 @@ def manifest() -> Callable[..., dict[str, Any]]:
 
 @pytest.fixture
 def search(places: Places, manifest: Callable[..., dict[str, Any]]) -> Callable[..., Search]:
-    """Run an Experiment to its end. `categorical` makes the trials' values those of a list, in its order."""
+    """Run an Experiment to its end."""
 
     def run(*, start: bool = True, changed: Callable[[Trial], object] = print, **changes: Any) -> Search:
         made = Search(Experiment(manifest(**changes)), places)

@@ -234,9 +234,9 @@ def test_a_search_is_repeated_by_the_clock_though_one_fails_until_a_signal(home:
     values.write_text((ROOT / "values/iris.yaml").read_text())
     command = [str(Path(sys.executable).with_name("nas")), "run", str(values), *QUICK, "--every", "6h"]
     environment = os.environ | {"NAS_HOME": str(home)}
-    for settings, told in (
-        (["experiment.trainer.args.epochs=2"], "model "),
-        (["experiment.trainer.args.epochs=x"], ""),
+    for settings, told, number in (
+        (["experiment.trainer.args.epochs=2"], "model ", signal.SIGINT),
+        (["experiment.trainer.args.epochs=x"], "", signal.SIGTERM),
     ):
         words = [word for setting in settings for word in ("--set", setting)]
         pipe = subprocess.PIPE
@@ -246,9 +246,9 @@ def test_a_search_is_repeated_by_the_clock_though_one_fails_until_a_signal(home:
         while not lines or not lines[-1].startswith("the next search begins at"):
             lines.append(process.stdout.readline())
             assert lines[-1], lines
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, errors = process.communicate(timeout=30)
-        assert process.returncode == 130
+        assert process.returncode == 128 + number
         assert "Traceback" not in errors
         assert any(line.startswith(told) for line in lines) if told else "error: the search failed" in errors
         assert told or "error: argument --epochs: invalid number value: 'x' (" in errors.splitlines()[-1]
@@ -256,6 +256,20 @@ def test_a_search_is_repeated_by_the_clock_though_one_fails_until_a_signal(home:
             path.parent.rename(tmp_path / f"{path.parent.name}-{len(list(tmp_path.iterdir()))}")  # a minute is a name
     names = [path.name.rsplit("-", 1)[0] for path in tmp_path.iterdir() if path.name.startswith("often")]
     assert any(re.fullmatch(r"often-x{16}-nas-\d{8}-\d{4}", name) for name in names), names
+
+
+def test_sigterm_ends_a_command_with_143_and_what_the_command_started(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pid")
+    (tmp_path / "kubectl").write_text(f"#!/bin/sh\necho $$ >{tmp_path}/pid; exec sleep 60\n")
+    (tmp_path / "kubectl").chmod(0o755)
+    command = [str(Path(sys.executable).with_name("nas")), "watch", "x", "--target", "cluster"]
+    environment = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    child = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}")
+    assert child.exists()
+    process.terminate()
+    assert process.communicate(timeout=30) == ("", "")
+    assert (process.returncode, child.exists()) == (143, False)
 
 
 def test_a_store_that_cannot_be_written_is_told_before_the_first_trial(nas: Nas, tmp_path: Path) -> None:

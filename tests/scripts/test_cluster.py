@@ -120,6 +120,9 @@ def test_auto_is_this_machine_when_microk8s_cannot_be_used_and_asking_for_it_is_
     [
         ("error: accumulating resources: hit 27s timeout running '/usr/bin/git fetch --depth=1'", "--manifests DIR"),
         ("error: no 'git' program on path: exec: git not found", "--manifests DIR"),
+        ("failed to run '/usr/bin/git fetch': Failed to connect to github.com: Connection refused", "--manifests DIR"),
+        ('error when creating "github.com/kubeflow/katib.git/x?ref=v1": roles is forbidden', "auth can-i"),
+        ('unable to recognize "github.com/kubeflow/katib.git/x": dial tcp: connection refused', "is it running"),
         ("error: timed out waiting for the condition", "nas doctor"),
         ("no matches for kind Experiment in version kubeflow.org/v1beta1", "nas cluster setup"),
         ("Unable to connect to the server: dial tcp: i/o timeout", "is it running"),

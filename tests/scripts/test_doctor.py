@@ -157,6 +157,18 @@ def test_an_image_that_no_node_has_is_told_but_not_one_of_a_registry(cluster: Cl
     assert mend == "nas images build server && nas images import server --target cluster"
 
 
+def test_an_image_on_other_machines_that_list_no_more_than_fifty_cannot_be_told(
+    cluster: Cluster, wrong: Wrong, tmp_path: Path
+) -> None:
+    many = [{"names": [f"docker.io/library/other:{number}"]} for number in range(50)]
+    cluster.held["Node"]["one"]["status"]["images"] = many
+    assert wrong("server:latest") == {}
+    told = "server:latest: can't be told, as a node lists 50 images at most"
+    assert Finding("image", told) in doctor.findings(cluster, tmp_path, ["server:latest"])  # type: ignore[arg-type]
+    many.pop()
+    assert list(wrong("server:latest")) == ["image: server:latest isn't on the nodes"]
+
+
 def test_nodes_under_pressure_not_ready_or_of_two_kinds_are_told(cluster: Cluster, wrong: Wrong) -> None:
     one = cluster.held["Node"]["one"]
     two = json.loads(json.dumps(one)) | {"metadata": {"name": "two", "labels": {}}}
@@ -173,11 +185,22 @@ def test_nodes_under_pressure_not_ready_or_of_two_kinds_are_told(cluster: Cluste
     }
 
 
+def test_a_condition_that_kubernetes_itself_does_not_have_is_no_trouble(cluster: Cluster, wrong: Wrong) -> None:
+    conditions = cluster.held["Node"]["one"]["status"]["conditions"]
+    conditions += [{"type": "EtcdIsVoter", "status": "True"}, {"type": "NetworkUnavailable", "status": "False"}]
+    assert wrong() == {}
+    conditions[-1]["status"] = "True"
+    assert list(wrong()) == ["node: one: NetworkUnavailable=True"]
+
+
 @pytest.fixture
 def microk8s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The calls of a microk8s whose add-on dns can't be enabled."""
+    """The calls of a microk8s that runs until there is a file `stopped`, and whose add-on dns can't be enabled."""
     script = tmp_path / "microk8s"
-    script.write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/calls\n[ "$2" != dns ]\n')
+    script.write_text(
+        f'#!/bin/sh\necho "$@" >>{tmp_path}/calls\n[ "$2" != dns ] || exit 1\n'
+        f'if [ -e {tmp_path}/stopped ]; then echo "microk8s is not running"; else echo "microk8s is running"; fi\n'
+    )
     script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     return tmp_path / "calls"
@@ -191,3 +214,10 @@ def test_microk8s_add_ons_are_enabled_once_it_is_ready_and_one_that_fails_ends_i
         "enable hostpath-storage",
         "enable dns",
     ]
+
+
+def test_a_microk8s_that_does_not_run_is_told_before_any_add_on_is_enabled(microk8s: Path) -> None:
+    microk8s.with_name("stopped").touch()
+    with pytest.raises(NasError, match="MicroK8s isn't running: microk8s start"):
+        doctor._addons(["dns"], 10)
+    assert microk8s.read_text() == "status --wait-ready --timeout 10\n"

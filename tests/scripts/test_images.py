@@ -1,8 +1,12 @@
 """Images built and brought to nodes, over a docker and a ctr that keep theirs in folders."""
 
+import contextlib
 import os
+import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from nas import images
@@ -91,6 +95,27 @@ def test_an_import_that_fails_says_why(bring: Callable[[], bool], state: Path) -
     (state / "full").touch()
     with pytest.raises(NasError, match=r"ctr .* import - failed: ctr: no space left on device"):
         bring()
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit])
+def test_an_import_that_a_signal_ends_is_killed_before_it_takes_a_part_for_the_whole(
+    bring: Callable[[], bool], monkeypatch: pytest.MonkeyPatch, end: type[BaseException]
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Noted(subprocess.Popen[bytes]):
+        def __init__(self, *words: Any, **options: Any) -> None:
+            super().__init__(*words, **options)
+            started.append(self)
+
+    def told(*_: int) -> None:
+        raise end
+
+    monkeypatch.setattr(subprocess, "Popen", Noted)
+    monkeypatch.setattr(images, "meter", lambda _: contextlib.nullcontext(told))
+    with pytest.raises(end):
+        bring()
+    assert started[-1].wait() == -signal.SIGKILL
 
 
 def test_an_import_that_leaves_another_image_is_noticed(bring: Callable[[], bool], state: Path) -> None:

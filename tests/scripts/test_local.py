@@ -2,6 +2,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -90,6 +91,26 @@ def test_a_name_that_an_earlier_run_has_is_told(
     (places.root / "toy.yaml").touch()
     with pytest.raises(NasError, match=r"runs/mine is there already: .* leave --run and experiment.name out"):
         local.run(places.root, places.home, str(places.root / "toy.yaml"), number, False, [])
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "value", "tried"), [("random", "0.5", True), ("random", "1.5", False), ("grid", "0.5", False)]
+)
+def test_the_current_models_parameters_are_told_of_where_the_first_trial_has_them(
+    places: Places,
+    manifest: Manifest,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    algorithm: str,
+    value: str,
+    tried: bool,
+) -> None:
+    model = SimpleNamespace(manifest=SimpleNamespace(parameters={"value": value}))
+    monkeypatch.setattr(Store, "load", lambda _: model)
+    experiment = Experiment(manifest(algorithm={"algorithmName": algorithm}))
+    found = local._current_parameters(Store(places.store, "toy"), experiment)
+    assert found == ({"value": value} if tried else None)
+    assert capsys.readouterr().out == ("the first trial has the current model's parameters\n" if tried else "")
 
 
 def test_the_digest_is_asked_for_with_the_trials_own_command(places: Places, manifest: Manifest) -> None:
