@@ -244,10 +244,10 @@ class Store:
         """
         removed = []
         with self._locked():
-            promoted = [event.digest for event in self.history() if event.event in MADE_CURRENT]
-            needed = {self.current(), self.pinned(), *list(dict.fromkeys(reversed(promoted)))[:keep]}
             if not dry_run:
                 self._adopt(None)
+            promoted = [event.digest for event in self.history() if event.event in MADE_CURRENT]
+            needed = {self.current(), self.pinned(), *list(dict.fromkeys(reversed(promoted)))[:keep]}
             idle = []
             for folder in self._trials():
                 with contextlib.suppress(files.LockError), files.locked(folder / ".lock", wait=0):

@@ -286,7 +286,6 @@ def test_gc_keeps_what_is_served_pinned_recent_or_running_and_judges_what_was_ki
     trial_folder("killed on other data", 0.9, data_digest="e" * 64)
     running = trial_folder("running", 0.9)
     with files.locked(running / ".lock"):
-        assert home.gc(keep=2) == []
         home.gc(keep=2, older_than=0)
     versions = {artifact.read(folder)[0].trial for folder in (home.folder / "versions").iterdir()}
     assert versions == {"d", "killed"}
