@@ -410,8 +410,9 @@ def test_words_that_do_not_fit_their_command_are_told(
 
 
 def test_history_is_a_line_for_each_decision_with_both_figures_and_its_reason(
-    home: Store, trial_folder: Folder, capsys: pytest.CaptureFixture[str]
+    home: Store, trial_folder: Folder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     first = home.offer(trial_folder("a", 0.8))
     kept = home.offer(trial_folder("bee", 0.75))
     home.promote(first.digest)
