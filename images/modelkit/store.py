@@ -102,8 +102,7 @@ class Store:
 
     def load(self, digest: str | None = None, threads: int = 1) -> artifact.Model:
         """The version `digest`, or CURRENT. Raises StoreError when there is none, ArtifactError when it is broken."""
-        chosen = digest or self.current()
-        if chosen is None:
+        if not (chosen := digest or self.current()):
             raise StoreError(self.nothing())
         try:
             return artifact.load(self.version(chosen), chosen, threads)
@@ -186,6 +185,8 @@ class Store:
         OSError.
         """
         folder = folder.resolve()
+        if not (folder / artifact.MODEL_FILE).is_file():
+            raise StoreError(f"no {artifact.MODEL_FILE} in {folder}: offer a trial's folder, which has one")
         with self._locked():
             self._adopt(ground, offering=folder)
             return self._judge(folder, ground)
@@ -230,8 +231,7 @@ class Store:
     def unpin(self) -> Event:
         """Let offers decide again. Raises StoreError when nothing is pinned."""
         with self._locked():
-            digest = self.pinned()
-            if digest is None:
+            if (digest := self.pinned()) is None:
                 raise StoreError(f"{self.model!r} is not pinned")
             (self.folder / "PINNED").unlink()
             return self._record(Event(_now(), "unpinned", digest, "offers decide again"))
@@ -244,10 +244,10 @@ class Store:
         """
         removed = []
         with self._locked():
-            promoted = [event.digest for event in self.history() if event.event in MADE_CURRENT]
-            needed = {self.current(), self.pinned(), *list(dict.fromkeys(reversed(promoted)))[:keep]}
             if not dry_run:
                 self._adopt(None)
+            promoted = [event.digest for event in self.history() if event.event in MADE_CURRENT]
+            needed = {self.current(), self.pinned(), *list(dict.fromkeys(reversed(promoted)))[:keep]}
             idle = []
             for folder in self._trials():
                 with contextlib.suppress(files.LockError), files.locked(folder / ".lock", wait=0):
@@ -445,8 +445,7 @@ def _now() -> str:
 def _list(store: Store, _: argparse.Namespace) -> Iterator[str]:
     marks = {store.current(): "current"} | {store.pinned(): "pinned"}
     rows = [("", "DIGEST", "ACCURACY", "TEST", "CREATED", "TRIAL")]
-    entries = store.entries()
-    if not entries:
+    if not (entries := store.entries()):
         raise StoreError(store.nothing())
     for entry in sorted(entries, key=lambda entry: entry.manifest.digest not in marks):
         m, scores = entry.manifest, entry.manifest.metrics
@@ -530,15 +529,17 @@ COMMANDS: dict[str, tuple[str, Callable[[Store, argparse.Namespace], Iterable[st
 }
 
 
-def main(words: list[str], prog: str = "python3 -m modelkit.store", root: Path = Path("/model")) -> int:
-    """The store's command line. Returns the exit status: 1 for an error or a store that isn't whole."""
+def main(argv: list[str], prog: str = "python3 -m modelkit.store", root: Path = Path("/model"), model: str = "") -> int:
+    """The store's command line; `model` is the default. Returns the exit status: 1 for an error or a broken store."""
+    example = f"Example: {prog} {{}} --model iris".format
     parser = argparse.ArgumentParser(prog=prog, description="Look after the models in a store.")
-    parser.epilog = f"Example: {prog} promote 3f2a --model iris"
+    parser.epilog = example("promote 3f2a")
     commands = parser.add_subparsers(metavar="ACTION", required=True)
     for name, (takes, run, text) in COMMANDS.items():
-        command = commands.add_parser(name, help=text, description=text, epilog=f"Example: {prog} {name} {takes}")
+        command = commands.add_parser(name, help=text, description=text, epilog=example(f"{name} {takes}"))
         command.set_defaults(run=run)
-        command.add_argument("--model", required=True, help="the model's name, for example iris")
+        shown = " (default: %(default)s)" if model else ", for example iris"
+        command.add_argument("--model", required=not model, default=model, help=f"the model's name{shown}")
         command.add_argument("--root", type=Path, default=root, help="the store's folder (default: %(default)s)")
         if takes:
             command.add_argument("of", nargs="?" if takes == "[DIGEST]" else None, metavar=takes.strip("[]"))
@@ -546,11 +547,14 @@ def main(words: list[str], prog: str = "python3 -m modelkit.store", root: Path =
     gc("--keep", type=int, default=5, help="promoted versions to keep (default: %(default)s)")
     gc("--older-than", type=float, default=1, metavar="DAYS", help="keep what is younger (1)")
     gc("--dry-run", action="store_true", help="only tell what would go")
-    if words and words[0] not in COMMANDS and (near := difflib.get_close_matches(words[0], COMMANDS)):
-        parser.error(f"there is no action {words[0]}: did you mean {near[0]}?")
-    args = parser.parse_args(words)
+    if argv and argv[0] not in COMMANDS and (near := difflib.get_close_matches(argv[0], COMMANDS)):
+        parser.error(f"there is no action {argv[0]}: did you mean {near[0]}?")
+    args = parser.parse_args(argv)
     try:
-        for line in args.run(Store(args.root, args.model), args):
+        store = Store(args.root, args.model)
+        if argv[0] != "offer" and not store.folder.is_dir():  # only an offer begins a model
+            raise StoreError(store.nothing())
+        for line in args.run(store, args):
             print(line)
         return 0
     except (StoreError, artifact.ArtifactError, files.LockError, OSError) as error:

@@ -1,7 +1,6 @@
 """The HTTP interface in FastAPI: routes around the live model, and their description at /docs."""
 
 import asyncio
-import operator
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -12,7 +11,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from fastapi.staticfiles import StaticFiles
 from limits import Refusal
-from live import Answer, Answers, Live
+from live import EVENTS, Answer, Answers, Live
 from metrics import Exposition
 from modelkit.artifact import Input
 from modelkit.store import told
@@ -34,7 +33,6 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         (503, "No model has been promoted yet, or too many requests are waiting"),
     )
 }
-EVENTS = 100  # of the history, at most
 PARTS = "#/components/schemas/{name}"
 
 
@@ -73,13 +71,13 @@ def create_app(live: Live) -> FastAPI:
 
     @app.get("/model/history")
     async def history() -> list[dict[str, Any]]:
-        """What was promoted, kept, refused, pinned and rolled back lately, and why: the newest first.
+        """What was promoted, kept, refused, pinned and rolled back lately, and why: the latest 100, newest first.
 
         Also the versions that this server refused to take up, "by" the server.
         """
         # In the same millisecond a version is promoted before it is refused.
-        events = live.refused + msgspec.to_builtins(await asyncio.to_thread(live.store.history))
-        return sorted(events, key=operator.itemgetter("time"), reverse=True)[:EVENTS]
+        events = [*msgspec.to_builtins(await asyncio.to_thread(live.store.history)), *live.refused]
+        return sorted(events, key=lambda event: event["time"])[: -EVENTS - 1 : -1]
 
     @app.get("/healthz")
     async def alive() -> dict[str, str]:

@@ -57,9 +57,9 @@ OPTIONS: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
-async def serve(lane: Lane, listener: socket.socket, poll: float, parent: int | None, workers: list[Any]) -> None:
-    """Answer on `listener` until SIGTERM, SIGINT, or the end of the process `parent` or of one of `workers`."""
-    live, loop, ending = lane.live, asyncio.get_running_loop(), asyncio.Event()
+async def serve(lane: Lane, listener: socket.socket, poll: float, parent: int | None, workers: list[Any]) -> list[int]:
+    """Answer on `listener` until SIGTERM, SIGINT, or the end of `parent` or of `workers`: gives their exit statuses."""
+    live, loop, ending, lost = lane.live, asyncio.get_running_loop(), asyncio.Event(), list[int]()
     for number in SIGNALS:
         loop.add_signal_handler(number, ending.set)
     live.refresh()
@@ -70,7 +70,8 @@ async def serve(lane: Lane, listener: socket.socket, poll: float, parent: int | 
     async def every_second() -> None:
         while True:
             await asyncio.sleep(1)
-            if parent not in (None, os.getppid()) or not all(worker.is_alive() for worker in workers):
+            lost.extend(worker.exitcode for worker in workers if not (ending.is_set() or worker.is_alive()))
+            if lost or parent not in (None, os.getppid()):
                 ending.set()
             for connection in list(lane.connections):
                 connection.check(loop.time())
@@ -93,6 +94,7 @@ async def serve(lane: Lane, listener: socket.socket, poll: float, parent: int | 
         await asyncio.sleep(0.01)
     for task in tasks:
         task.cancel()
+    return lost
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -117,12 +119,13 @@ def main(argv: list[str] | None = None) -> int:
         problem = str(error.args[-1]).partition(" (")[0]  # the address is told already
         return _fail(f"{args.host} port {args.port}: {problem}: choose another with --host and --port")
 
-    def run(number: int, parent: int | None, workers: list[Any]) -> None:
+    def run(number: int, parent: int | None, workers: list[Any]) -> list[int]:
         counts.become(number)
         lane = Lane(Live(store, counts, limits, args.ready), keys, args.access_log)
-        uvloop.run(serve(lane, listener, args.poll, parent, workers))
+        lost = uvloop.run(serve(lane, listener, args.poll, parent, workers))
         for ending in SIGNALS:
             signal.signal(ending, signal.SIG_IGN)  # a second one changes nothing
+        return lost
 
     workers = []
     if args.workers > 1:
@@ -133,8 +136,7 @@ def main(argv: list[str] | None = None) -> int:
         workers = [fork.Process(target=run, args=(i, parent, []), daemon=True) for i in range(1, args.workers)]
         for worker in workers:
             worker.start()
-    run(0, None, workers)
-    if dead := [worker.exitcode for worker in workers if worker.exitcode]:
+    if dead := run(0, None, workers) or [worker.exitcode for worker in workers if worker.exitcode]:
         return _fail(f"a worker ended with status {dead[0]}: the others end too, to be started anew together")
     return 0
 

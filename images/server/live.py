@@ -4,6 +4,7 @@ import asyncio
 import datetime
 import logging
 import math
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -20,6 +21,7 @@ log = logging.getLogger("nas.server")
 T = TypeVar("T")
 # Bodies up to so many bytes are answered on the event loop (about a millisecond), larger ones in a thread.
 INLINE, INLINE_NPY = 64 * 2**10, 256 * 2**10
+EVENTS = 100  # of the history, at most
 
 
 class Answer(msgspec.Struct):
@@ -84,7 +86,7 @@ class Live:
         self.store, self.counts, self.limits, self.ready = store, counts, limits, ready
         self.model: Predictor | None = None
         self.problem: str | None = None
-        self.refused: list[dict[str, str]] = []
+        self.refused: deque[dict[str, str]] = deque(maxlen=EVENTS)
         self._threads = ThreadPoolExecutor(cpus(), "large")
 
     def refresh(self) -> None:

@@ -179,12 +179,16 @@ def _array(tensor: Numbers, raw: bytes) -> Array:
     size = tensor.parameters.get("binary_data_size", 0)
     if size != len(raw):
         raise Refusal(400, f"binary_data_size is {size!s:.20}, but {len(raw)} bytes follow the JSON")
+    dtype = np.dtype(DTYPES[tensor.datatype])
     if tensor.data is None:
-        return numbers(raw, np.dtype(DTYPES[tensor.datatype]), tensor.shape)
+        return numbers(raw, dtype, tensor.shape)
     try:
         data = np.array(tensor.data, np.float64)
     except ValueError:
         raise Refusal(422, "data: expected numbers, flat or in rows") from None
+    with np.errstate(invalid="ignore"):  # what doesn't fit becomes another number
+        if dtype.kind in "iu" and (data.astype(dtype) != data).any():
+            raise Refusal(422, f"data: expected whole numbers that {tensor.datatype} can hold")
     return numbers(data, data.dtype, tensor.shape)
 
 

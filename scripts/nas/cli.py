@@ -260,13 +260,13 @@ def models(
     if words[0] in context.help_option_names:
         return print(context.get_help())
     if {*words} & {*context.help_option_names}:
-        store.main(words, prog="nas models", root=HOME / "model")  # which ends here
+        store.main(words, "nas models", HOME / "model", model)  # which ends here
     cluster, name = _place(target, namespace, release, model)
     if cluster:
         raise typer.Exit(release_.models(cluster, ROOT, name, words))
 
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no error
-    raise typer.Exit(store.main([*words, "--model", model], prog="nas models", root=HOME / "model"))
+    raise typer.Exit(store.main(words, "nas models", HOME / "model", model))
 
 
 @app.command("data")

@@ -162,6 +162,7 @@ def test_ctrl_c_interrupts_a_search_and_resume_ends_it(nas: Nas, home: Path, tmp
         (["models", "show", "--model", "nothing"], "no model 'nothing'"),
         (["models", "promote", "--model", "iris", "ffffffffffff"], "no model 'ffffffffffff'"),
         (["serve", "--model", "iris", "--port", "99999"], "99999"),
+        (["models", "gc", "--model", "nope"], "no model 'nope' in"),
         (["serve", "--model", "nope"], "no model 'nope' in"),
         (["serve", "--model", "nope"], "(there: iris)"),
     ],
@@ -308,6 +309,7 @@ def test_help_of_an_action_on_models_is_its_own_and_that_of_models_names_all_of_
     for words in (["gc", "--help"], ["--release", "on-a-cluster", "gc", "-h"]):
         result = nas("models", *words)
         assert (result.returncode, "--older-than DAYS" in result.stdout) == (0, True)
+        assert "the model's name (default: iris)" in result.stdout
     assert "--older-than" not in nas("models", "promote", "--help").stdout
     told = nas("models", "--help").stdout
     assert [action for action in COMMANDS if not re.search(rf"\b{action}\b", told)] == []

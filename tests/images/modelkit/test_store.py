@@ -286,7 +286,6 @@ def test_gc_keeps_what_is_served_pinned_recent_or_running_and_judges_what_was_ki
     trial_folder("killed on other data", 0.9, data_digest="e" * 64)
     running = trial_folder("running", 0.9)
     with files.locked(running / ".lock"):
-        assert home.gc(keep=2) == []
         home.gc(keep=2, older_than=0)
     versions = {artifact.read(folder)[0].trial for folder in (home.folder / "versions").iterdir()}
     assert versions == {"d", "killed"}
@@ -411,8 +410,9 @@ def test_words_that_do_not_fit_their_command_are_told(
 
 
 def test_history_is_a_line_for_each_decision_with_both_figures_and_its_reason(
-    home: Store, trial_folder: Folder, capsys: pytest.CaptureFixture[str]
+    home: Store, trial_folder: Folder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     first = home.offer(trial_folder("a", 0.8))
     kept = home.offer(trial_folder("bee", 0.75))
     home.promote(first.digest)
@@ -468,6 +468,51 @@ def test_a_list_of_a_model_that_is_not_there_is_an_error(
     assert store.main(["list", "--model", "nope", "--root", str(home.root)]) == 1
     said = capsys.readouterr()
     assert (said.out, said.err.startswith("error: no model 'nope' in")) == ("", True)
+
+
+@pytest.mark.parametrize("words", [["gc"], ["rollback"], ["unpin"], ["history"], ["promote", "3f2a"], ["verify"]])
+def test_an_action_on_a_model_that_is_not_there_is_an_error_and_creates_nothing(
+    home: Store, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    assert store.main([*words, "--model", "nope", "--root", str(home.root)]) == 1
+    said = capsys.readouterr()
+    assert (said.out, said.err.startswith("error: no model 'nope' in")) == ("", True)
+    assert list(home.root.iterdir()) == []
+
+
+def test_an_offer_of_a_folder_without_a_model_is_an_error_and_creates_nothing(
+    home: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert store.main(["offer", "/nonexistent", "--model", "demo", "--root", str(home.root)]) == 1
+    assert capsys.readouterr().err.startswith("error: no model.onnx in /nonexistent: ")
+    assert list(home.root.iterdir()) == []
+
+
+@pytest.mark.parametrize("action", store.COMMANDS)
+def test_the_example_in_the_help_of_an_action_runs(
+    home: Store, trial_folder: Folder, capsys: pytest.CaptureFixture[str], action: str
+) -> None:
+    folder = trial_folder("a", 0.8)
+    for name, accuracy in (("b", 0.9), ("c", 0.95)):
+        home.offer(trial_folder(name, accuracy))
+    home.promote(home.current() or "")
+    with pytest.raises(SystemExit, match="0"):
+        store.main([action, "--help"])
+    example = capsys.readouterr().out.split("Example: python3 -m modelkit.store ")[1]
+    known = {"DIGEST": home.current(), "[DIGEST]": home.current(), "FOLDER": str(folder), "iris": "demo"}
+    assert store.main([str(known.get(word, word)) for word in example.split()] + ["--root", str(home.root)]) == 0
+
+
+def test_a_model_that_is_given_need_not_be_named(
+    home: Store, trial_folder: Folder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home.offer(trial_folder("a", 0.8))
+    assert store.main(["verify"], root=home.root, model="demo") == 0
+    with pytest.raises(SystemExit, match="0"):
+        store.main(["gc", "--help"], model="demo")
+    told = capsys.readouterr().out
+    assert "[--model MODEL]" in told
+    assert "the model's name (default: demo)" in told
 
 
 def test_verify_fails_for_a_store_that_is_not_whole(home: Store, trial_folder: Folder) -> None:

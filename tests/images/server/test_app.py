@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import app
 import bodies
 import httpx
 import models
@@ -18,7 +17,8 @@ from interface import ask, client, lane
 from interface import live as make_live
 from lane import Lane
 from limits import Limits
-from live import INLINE, Predictor
+from live import EVENTS, INLINE, Predictor
+from modelkit import store
 from modelkit.store import Store
 
 SEVEN = bodies.pixels(7)
@@ -274,11 +274,23 @@ def test_the_history_tells_the_newest_first(tmp_path: Path) -> None:
     server = lane(make_live(tmp_path))
     told = ask(server, "GET", "/model/history").json()
     assert [(event["event"], event["digest"]) for event in told] == [("pinned", digest) for digest in digests[::-1]]
-    for number in range(app.EVENTS):
+    for number in range(EVENTS):
         Store(tmp_path, "iris").promote(digests[number % 2])
     told = ask(server, "GET", "/model/history").json()
-    assert len(told) == app.EVENTS
+    assert len(told) == EVENTS
     assert told == sorted(told, key=lambda event: event["time"], reverse=True)
+
+
+def test_events_of_one_millisecond_are_told_the_newest_first_and_refusals_before_promotions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "_now", lambda: "2026-01-01T00:00:00.000+00:00")
+    digests = [models.promote(tmp_path, "iris", models.iris_constant(index)) for index in range(3)]
+    answering = make_live(tmp_path)
+    answering.refused += [{"time": store._now(), "event": "refused", "digest": digest} for digest in digests]
+    told = ask(lane(answering), "GET", "/model/history").json()
+    newest_first = [(event, digest) for event in ("refused", "pinned") for digest in digests[::-1]]
+    assert [(event["event"], event["digest"]) for event in told] == newest_first
 
 
 def test_the_history_tells_of_a_version_that_this_server_refused(tmp_path: Path) -> None:

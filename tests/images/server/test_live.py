@@ -153,6 +153,16 @@ def test_a_broken_version_is_refused_once_in_the_log_and_the_old_one_answers(
     assert f"{good[:12]} keeps serving" in caplog.text
 
 
+def test_of_a_store_that_names_ever_new_broken_versions_only_the_latest_refusals_are_held(tmp_path: Path) -> None:
+    models.promote(tmp_path, "iris", models.iris_constant(0))
+    answering = interface.live(tmp_path)
+    digests = [f"{number:064x}" for number in range(live.EVENTS + 1)]
+    for digest in digests:
+        files.write(tmp_path / "iris" / "CURRENT", f"{digest}\n".encode(), durable=False)
+        answering.refresh()
+    assert [event["digest"] for event in answering.refused] == digests[1:]
+
+
 def test_a_version_that_loads_but_answers_amiss_is_refused(tmp_path: Path) -> None:
     good = models.promote(tmp_path, "iris", models.iris_constant(0))
 

@@ -210,13 +210,19 @@ def test_workers_share_port_counters_and_model(tmp_path: Path) -> None:
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
 
 
-def test_a_worker_that_dies_ends_all_so_that_they_are_started_anew(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 0)])
+def test_a_worker_that_ends_ends_all_so_that_they_are_started_anew(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
     with server(tmp_path, "--workers", "2", status=1) as (parent, _, __):
         workers = [int(pid) for pid in Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()]
-        os.kill(workers[0], signal.SIGKILL)
+        status, bit = Path(f"/proc/{workers[0]}/status"), 1 << signal.SIGTERM - 1
+        while not int(re.findall(r"SigCgt:\s*(\w+)", status.read_text())[0], 16) & bit:
+            pass  # until it has begun to listen for signals
+        os.kill(workers[0], number)
         assert parent.wait(timeout=20) == 1
         assert parent.stderr
-        assert "a worker ended with status -9" in parent.stderr.read()
+        assert f"a worker ended with status {code}: " in parent.stderr.read()
         assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
 
 
