@@ -122,16 +122,16 @@ class Store:
 
     def find(self, prefix: str | None = None) -> Entry:
         """The model whose digest starts with `prefix` (None: CURRENT). Raises StoreError when none or several do."""
-        if not (prefix := prefix or self.current()):
-            raise StoreError(self.nothing())
+        if not (start := self.current() if prefix is None else prefix):
+            raise StoreError(self.nothing() if prefix is None else "an empty digest names no model")
         with contextlib.suppress(artifact.ArtifactError):
-            return self._version(prefix)
-        matches = [entry for entry in self.entries() if entry.manifest.digest.startswith(prefix.lower())]
+            return self._version(start)
+        matches = [entry for entry in self.entries() if entry.manifest.digest.startswith(start.lower())]
         if len(matches) == 1:
             return matches[0]
         if matches:
-            raise StoreError(f"{prefix} fits {len(matches)} models of {self.model!r}: give more of the digest")
-        raise StoreError(f"no model {prefix!r} of {self.model!r} in {self.root}: `list` shows what is there")
+            raise StoreError(f"{start} fits {len(matches)} models of {self.model!r}: give more of the digest")
+        raise StoreError(f"no model {start!r} of {self.model!r} in {self.root}: `list` shows what is there")
 
     def lineage(self, prefix: str | None = None) -> list[Entry | str]:
         """The model of a digest (its start is enough; None: CURRENT), its parent, and so on to the first ancestor.

@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 
-from modelkit import artifact
+from modelkit import artifact, files
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
@@ -34,8 +34,8 @@ class View:
         experiment = self.search.experiment
         most = f", {experiment.epochs} epochs each at most" if experiment.epochs else ""
         stopping = f", {experiment.stopping}" if experiment.stopping else ""
-        count = experiment.max_trials or "any number of"
-        how = f"{experiment.algorithm}{stopping}, {count} trials, {experiment.parallel} at a time{most}"
+        count = files.count(experiment.max_trials, "trial") if experiment.max_trials else "any number of trials"
+        how = f"{experiment.algorithm}{stopping}, {count}, {experiment.parallel} at a time{most}"
         self.note(f"experiment {experiment.name}: {how}")
         if self.console.is_terminal:
             self._live = Live(console=self.console, get_renderable=self._render, refresh_per_second=4)
@@ -171,7 +171,7 @@ def next_commands(manifest: artifact.Manifest, target: str = "") -> list[str]:
         row = json.dumps([f.values[0] if f.values else round((f.min + f.max) / 2, 1) for f in features])
         header = "-H 'Content-Type: application/json'"
         commands.append(f"curl -X POST localhost:8000/predict/ {header} -d '{row}'")
-    else:
+    elif manifest.input.image:
         commands.append(f"make batch MODEL={manifest.model}{target}")
     return commands
 

@@ -76,6 +76,12 @@ def test_the_next_commands_ask_the_server_with_a_row_that_it_takes() -> None:
     assert ask.endswith("""-d '["Biscoe", 45.0]'""")
 
 
+@pytest.mark.parametrize(("image", "count"), [([28, 28], 2), (None, 1)])
+def test_a_batch_without_files_is_a_next_command_for_images_alone(image: list[int] | None, count: int) -> None:
+    manifest: Any = SimpleNamespace(model="digits", input=SimpleNamespace(features=None, image=image))
+    assert next_commands(manifest) == ["make serve MODEL=digits", "make batch MODEL=digits"][:count]
+
+
 def test_of_equally_good_trials_the_summary_names_the_promoted_as_best(search: Progress) -> None:
     (early,) = search.trials
     late = replace(early, name="toy-ijklmnop", ended=search.started + 120)

@@ -70,9 +70,9 @@ def _sentence(history: History) -> str:
     experiment, best = history.experiment, history.best
     stopping = f" with {experiment.stopping}" if experiment.stopping else ""
     reason = f" ({history.reason})" if history.reason else ""
-    told = f"{experiment.algorithm}{stopping}, {len(history.trials)} trials: {history.state}{reason}."
+    told = f"{experiment.algorithm}{stopping}, {files.count(len(history.trials), 'trial')}: {history.state}{reason}."
     if not best:
-        return f"{told} No trial came to an end yet."
+        return f"{told} No trial has a value."
     scores = history.manifest.metrics.test if history.manifest else None
     test = f", {scores.accuracy:.4f} on {scores.rows} test rows" if scores else ""
     return f"{told} Best: {experiment.metric} {history.value(best):.4f}, {_estimator(history)}{test}."

@@ -515,6 +515,16 @@ def test_a_model_that_is_given_need_not_be_named(
     assert "the model's name (default: demo)" in told
 
 
+@pytest.mark.parametrize("action", ["promote", "show"])
+def test_an_empty_digest_names_no_model(
+    home: Store, trial_folder: Folder, capsys: pytest.CaptureFixture[str], action: str
+) -> None:
+    home.offer(trial_folder("a", 0.8))
+    assert store.main([action, "", "--model", "demo", "--root", str(home.root)]) == 1
+    assert "an empty digest names no model" in capsys.readouterr().err
+    assert home.pinned() is None
+
+
 def test_verify_fails_for_a_store_that_is_not_whole(home: Store, trial_folder: Folder) -> None:
     (home.version(home.offer(trial_folder("a", 0.8)).digest) / "manifest.json").unlink()
     assert store.main(["verify", "--root", str(home.root), "--model", "demo"]) == 1
