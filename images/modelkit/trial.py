@@ -398,7 +398,9 @@ class Trial:
 
 
 def _print_line(line: Epoch) -> None:
-    print(f"epoch={line.epoch} loss={line.loss!r} accuracy={line.accuracy!r}", flush=True)
+    # Katib orders what it read by the time that a line begins with; without one it takes the same for all.
+    stamp = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%dT%H:%M:%S.%fZ} " if "KATIB_TRIAL_NAME" in os.environ else ""
+    print(f"{stamp}epoch={line.epoch} loss={line.loss!r} accuracy={line.accuracy!r}", flush=True)
 
 
 def _versions() -> dict[str, str]:

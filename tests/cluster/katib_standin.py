@@ -455,6 +455,8 @@ def injected(request: Object) -> list[Object]:
         )
     primary |= {"command": shell, "args": [f"{line} && echo completed > {folder}/$$$$.pid"]}
     primary.setdefault("volumeMounts", []).append(mount)
+    field = {"fieldRef": {"fieldPath": f"metadata.labels['{OF_TRIAL}']"}}
+    primary.setdefault("env", []).append({"name": "KATIB_TRIAL_NAME", "valueFrom": field})
     spec["containers"].append(collector)
     spec["shareProcessNamespace"] = True
     spec.setdefault("volumes", []).append({"name": "metrics-volume", "emptyDir": {}})

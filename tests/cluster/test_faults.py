@@ -1,5 +1,6 @@
 """What goes wrong on a cluster: pods that go away, images that aren't there, namespaces that lack a label."""
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -46,7 +47,7 @@ def test_a_restarted_trial_goes_on_from_its_checkpoint(new_release: Callable[...
 
     def said() -> list[str]:
         lines = release.kubectl("logs", name, "--container=metrics-logger-and-collector").splitlines()
-        return [line.split("] ", 1)[1] for line in lines]
+        return [re.sub(r"^\S+Z (?=epoch=)", "", line.split("] ", 1)[1]) for line in lines]
 
     words = "going on after epoch "
     start = next(i for i, line in enumerate(said()) if line.startswith(words))

@@ -1,3 +1,4 @@
+import datetime
 import json
 import os
 import re
@@ -25,6 +26,17 @@ def epoch_lines(result: subprocess.CompletedProcess[str]) -> list[str]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path / "demo/trials/search/one"
+
+
+def test_under_katib_a_line_begins_with_its_time_by_which_values_are_put_in_order(
+    trainer: Trainer, folder: Path
+) -> None:
+    result = run(trainer("--lr=1", f"--export_path={folder}", "--epochs=8"), KATIB_TRIAL_NAME="one")
+    stamps, lines = zip(*(line.split(" ", 1) for line in result.stdout.splitlines() if "epoch=" in line), strict=True)
+    assert all(LINE.match(line) for line in lines)
+    times = [datetime.datetime.fromisoformat(stamp) for stamp in stamps]
+    assert times == sorted(set(times))
+    assert all(re.fullmatch(r"[0-9-]+T[0-9:]+\.[0-9]{6}Z", stamp) for stamp in stamps)
 
 
 def test_a_trial_prints_its_epochs_keeps_the_best_and_offers_it(trainer: Trainer, folder: Path, tmp_path: Path) -> None:
