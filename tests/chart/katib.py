@@ -130,7 +130,8 @@ def empties(node: Any, path: str = "") -> Iterator[str]:
     elif isinstance(node, list):
         for index, value in enumerate(node):
             yield from empties(value, f"{path}[{index}]")
-    kept = node == {} and path.endswith((".affinity", ".resources", ".securityContext"))
+    pointers = (".affinity", ".resources", ".securityContext", ".emptyDir", ".metadata", ".labelSelector")
+    kept = (node == {} and path.endswith(pointers)) or (node == "" and path.endswith("]"))
     lost = node is False and path.endswith((".hostNetwork", ".hostPID", ".hostIPC", ".readOnly", ".stdin", ".tty"))
     if lost or (node in ("", None, [], {}) and node is not False and not kept):
         yield path

@@ -112,6 +112,15 @@ CASES: list[tuple[str | Object, list[str], str]] = [
         ["serving.extraVolumes.tmp.mountPath=/x", "serving.extraVolumes.tmp.source.emptyDir.medium=Memory"],
         "serving.extraVolumes.tmp takes a name or a path of the chart's own",
     ),
+    (
+        "iris",
+        [
+            "experiment.trainer.extraVolumes.more.mountPath=/more",
+            "experiment.trainer.extraVolumes.more.source.persistentVolumeClaim.claimName=more",
+            "experiment.trainer.extraVolumes.more.source.persistentVolumeClaim.readOnly=false",
+        ],
+        "experiment.trainer.extraVolumes.more.source.persistentVolumeClaim.readOnly is empty, which Katib refuses",
+    ),
     # the search's size
     ("iris", ["experiment.parallelTrials=13"], "experiment.parallelTrials (13) is above experiment.maxTrials (12)"),
     ("iris", ["experiment.maxFailedTrials=13"], "experiment.maxFailedTrials (13) is above experiment.maxTrials (12)"),
@@ -170,6 +179,7 @@ CASES: list[tuple[str | Object, list[str], str]] = [
         ["experiment.metricsCollector.kind=File", "experiment.metricsCollector.source.fileSystemPath.path=log"],
         "experiment.metricsCollector.source.fileSystemPath.path (log) must be absolute",
     ),
+    ("iris", ["experiment.metricsCollector.formats={(a);(b)}"], "takes (a);(b) apart at the semicolon"),
     ("iris", ["experiment.metricsCollector.formats={(a)=b}"], "experiment.metricsCollector.formats: (a)=b needs two"),
     # the search space
     (None, [], "experiment.parameters is empty"),
@@ -295,6 +305,14 @@ def test_a_release_name_that_katib_would_not_take_is_refused(release: str, sente
 
 def test_what_is_the_trials_shells_is_left_to_it() -> None:
     render(trial(spec=job(args=["${HOME}/x", "${trialParameters.lr}"])))
+
+
+def test_what_katib_keeps_though_it_is_empty_is_taken() -> None:
+    spec = job(args=["", "x"])
+    spec["template"]["metadata"] = {}
+    spec["template"]["spec"]["volumes"] = [{"name": "scratch", "emptyDir": {}}]
+    kept = experiment(render(trial(spec=spec)))["spec"]["trialTemplate"]["trialSpec"]["spec"]
+    assert kept["template"]["spec"]["volumes"] == [{"name": "scratch", "emptyDir": {}}]
 
 
 def test_a_long_release_name_is_taken_where_the_search_has_a_name_of_its_own() -> None:

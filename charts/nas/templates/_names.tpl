@@ -66,7 +66,8 @@ annotations: {{- toYaml . | nindent 2 }}
 {{- else if kindIs "slice" .node -}}
 {{- range $index, $value := .node }} {{ include "nas.empties" (dict "at" (printf "%s[%d]" $at $index) "node" $value) }}{{ end -}}
 {{- end -}}
-{{- $kept := and (kindIs "map" .node) (regexMatch `\.(affinity|resources|securityContext)$` $at) -}}
+{{- $kept := and (kindIs "map" .node) (regexMatch `\.(affinity|resources|securityContext|emptyDir|metadata|labelSelector)$` $at) -}}
+{{- $kept = or $kept (and (kindIs "string" .node) (hasSuffix "]" $at)) -}}
 {{- $lost := and (kindIs "bool" .node) (regexMatch `\.(hostNetwork|hostPID|hostIPC|readOnly|stdin|tty)$` $at) -}}
 {{- if and (not .node) (not $kept) (or $lost (not (kindIs "bool" .node))) (not (kindIs "float64" .node)) (not (kindIs "int64" .node)) }} {{ $at }}{{ end -}}
 {{- end }}
