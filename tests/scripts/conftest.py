@@ -109,8 +109,8 @@ def manifest() -> Callable[..., dict[str, Any]]:
                         "source": {
                             "filter": {
                                 "metricsFormat": [
-                                    rf"^[0-9TZ:. -]*epoch=[0-9]+.* (accuracy)={number}",
-                                    rf"^[0-9TZ:. -]*epoch=[0-9]+.* (loss)={number}",
+                                    rf"^[0-9TZ:.-]* ?epoch=[0-9]+.* (accuracy)={number}",
+                                    rf"^[0-9TZ:.-]* ?epoch=[0-9]+.* (loss)={number}",
                                 ]
                             }
                         },

@@ -138,7 +138,7 @@ algorithmSettings:
 {{- $formats = list -}}
 {{- range $metric := index . 1 -}}
 {{- /* Katib counts brackets: two of them, the name's and the value's. Lines that aren't an epoch's say nothing. */ -}}
-{{- $formats = append $formats (printf `^[0-9TZ:. -]*epoch=[0-9]+.* (%s)=([+-]?[0-9]*\.?[0-9]+([Ee][+-]?[0-9]+)?)` $metric) -}}
+{{- $formats = append $formats (printf `^[0-9TZ:.-]* ?epoch=[0-9]+.* (%s)=([+-]?[0-9]*\.?[0-9]+([Ee][+-]?[0-9]+)?)` $metric) -}}
 {{- end -}}
 {{- end -}}
 {{- $source := deepCopy ($collector.source | default dict) -}}
