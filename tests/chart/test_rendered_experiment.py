@@ -67,6 +67,9 @@ def test_katib_takes_the_experiment_of_every_preset(preset: str) -> None:
     [
         ("epoch=7 loss=0.0712 accuracy=0.978", ["0.978", "0.0712"]),
         ("epoch=7 loss=7.1e-05 accuracy=1.0", ["1.0", "7.1e-05"]),
+        ("2026-11-28T05:41:09.080086Z epoch=7 loss=0.0712 accuracy=0.978", ["0.978", "0.0712"]),
+        ("  epoch=7 loss=0.0712 accuracy=0.978", [None, None]),
+        ("INFO epoch=7 loss=0.0712 accuracy=0.978", [None, None]),
         ("INFO accuracy=1.5 loss=0.1", [None, None]),
         ("epoch=7 loss=nan accuracy=nan", [None, None]),
         ("epoch=7 val-loss=0.1 my_accuracy=0.5", [None, None]),

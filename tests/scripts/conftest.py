@@ -37,6 +37,10 @@ if mode.startswith("odd"):
     if mode == "odd":
         show(1, value)
     (folder.parent / "gate").read_text()  # until the other one has ended
+if mode == "first odd" and value < 0.5:
+    if value == 0.2:
+        (folder.parent / "gate").read_text()
+    sys.exit(print("step=1"))
 if mode == "once" and not (folder / "again").exists():
     (folder / "again").touch()
     show(1, 0.99)

@@ -139,6 +139,23 @@ def test_a_trial_that_prints_other_things_is_one_failure_while_one_beside_it_has
     assert (done.state, done.reason) == ("Succeeded", "all trials are done")
 
 
+def test_a_metric_that_a_later_trial_has_is_not_mistyped_when_the_last_of_the_first_ends_without_it(
+    search: Run, places: Places
+) -> None:
+    gate = places.store / "toy/trials/toy/gate"
+    gate.parent.mkdir(parents=True)
+    os.mkfifo(gate)
+
+    def changed(trial: Trial) -> None:
+        if trial.state == "Succeeded":
+            gate.write_text("the second one may end")
+
+    points = listed("0.1", "0.2", "0.9") | {"parallelTrialCount": 2, "maxFailedTrialCount": 3}
+    done = search(args=("--mode='first odd'",), changed=changed, **points)
+    assert [trial.state for trial in done.trials] == ["MetricsUnavailable", "MetricsUnavailable", "Succeeded"]
+    assert (done.state, done.reason) == ("Succeeded", "all trials are done")
+
+
 def test_a_trial_without_a_number_for_a_metric_that_is_named_rightly_is_one_failure(search: Run) -> None:
     done = search(args=("--mode=nan",), maxTrialCount=4, parallelTrialCount=1, maxFailedTrialCount=3)
     assert (len(done.trials), done.reason) == (3, "too many trials failed (maxFailedTrials is 3)")

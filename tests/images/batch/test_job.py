@@ -165,8 +165,8 @@ def test_a_shard_that_another_process_ended_just_before_is_not_scored_again(
     assert not list((place / "out").glob("part-*"))
 
 
-def test_a_job_that_another_process_ends_as_its_last_shard_is_recorded_is_no_error(
-    place: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_job_that_another_process_ends_as_its_last_shard_is_recorded_is_no_error_and_the_shard_is_told(
+    place: Path, source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found, other, original = planned(place, source), planned(place, source), files.sync_folder
 
@@ -179,6 +179,7 @@ def test_a_job_that_another_process_ends_as_its_last_shard_is_recorded_is_no_err
     monkeypatch.setattr(files, "sync_folder", late)
     found.work(range(2), 0)
     assert files.sync_folder is original
+    assert capsys.readouterr().out.splitlines()[-1].startswith("shard 1: 20 rows in ")
     assert found.finish()
     assert predicted(place / "out") == DIGITS
 
