@@ -246,7 +246,8 @@ def begin(output: Path, request: Request, digest: str | None, load: Load) -> Job
         raise JobError(f"{output} holds something else ({min(held)}): give another --output")
     output.mkdir(parents=True, exist_ok=True)
     with files.locked(output / ".lock"):
-        return (_resume if (output / PLAN).exists() else _plan)(output, request, digest, load)
+        resumed = (output / PLAN).exists()
+        return _resume(output, request, digest, load) if resumed else _plan(output, request, load(digest))
 
 
 def _resume(output: Path, request: Request, digest: str | None, load: Load) -> Job | None:
@@ -283,8 +284,8 @@ def summary(output: Path) -> str:
     return "\n".join([*lines, f"model     {done['model']} {done['digest']}", f"output    {place}"])
 
 
-def _plan(output: Path, request: Request, digest: str | None, load: Load) -> Job:
-    wanted = Wanted((model := load(digest)).manifest.input, model.manifest.classes, request.keep)
+def _plan(output: Path, request: Request, model: artifact.Model) -> Job:
+    wanted = Wanted(model.manifest.input, model.manifest.classes, request.keep)
     with ThreadPoolExecutor(cpus()) as pool:  # digests, of several files at a time
         inputs = list(pool.map(lambda path: _input(path, wanted), expand(request.inputs)))
     rows = sum(part.rows for part in inputs)
