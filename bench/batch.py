@@ -62,7 +62,8 @@ def cost(*command: str | Path, core: int | None = None) -> Cost:
     process = subprocess.Popen(
         [str(word) for word in command],
         stdout=subprocess.DEVNULL,
-        env=os.environ | ({"OMP_NUM_THREADS": "1"} if core is not None else {}),
+        # Bytecode is kept, as it is in the images.
+        env=os.environ | {"PYTHONDONTWRITEBYTECODE": ""} | ({"OMP_NUM_THREADS": "1"} if core is not None else {}),
         preexec_fn=(lambda: os.sched_setaffinity(0, {core})) if core is not None else None,
     )
     _, status, usage = os.wait4(process.pid, 0)

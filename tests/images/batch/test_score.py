@@ -327,6 +327,20 @@ def test_a_job_that_is_ended_leaves_no_process_and_no_traceback(
     assert not (place / "out" / "_SUCCESS").exists()
 
 
+def test_the_last_line_gets_through_a_pipe_and_a_full_disk_behind_it_is_told(
+    place: Path, arguments: Arguments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    (place / "one").write_bytes(images([1]))
+    command = [sys.executable, score.__file__, *arguments("mnist", "--input", place / "one")]
+    whole = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert whole.stdout.splitlines()[-1] == f"output    {place}/out"
+    with Path("/dev/full").open("w") as full:
+        again = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert again.returncode == 1
+    assert again.stderr.startswith("error: no space left")
+
+
 def test_a_reader_that_stops_reading_is_no_error(place: Path, arguments: Arguments) -> None:
     (place / "many").write_bytes(images([1] * 20_000))
     command = [sys.executable, score.__file__, *arguments("mnist", "--input", place / "many", "--print", "20000")]
