@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from cluster import namespace, serving
+from katib import refusals
 from rendering import CHART, Object, experiment, notes, one, refusal, render, run_helm, words
 
 
@@ -48,22 +49,24 @@ def test_a_part_that_is_off_is_checked_all_the_same() -> None:
     assert "inputz" in refusal("batch.enabled=false", "batch.inputz=x")
 
 
-TRIAL: Object = {
-    "apiVersion": "batch/v1",
-    "kind": "Job",
-    "spec": {"template": {"spec": {"containers": [{"name": "trial", "image": "x", "command": ["x"]}]}}},
-}
+def job(**container: Any) -> Object:
+    trial = {"name": "trial", "image": "x", "command": ["x"], "args": ["${trialParameters.lr}"], **container}
+    return {"template": {"spec": {"containers": [trial]}}}
 
 
 def trial(**changed: Any) -> Object:
     """Values of a search with a trial of one's own."""
-    spec = {**TRIAL, **changed}
+    spec = {"apiVersion": "batch/v1", "kind": "Job", "spec": job(), **changed}
     parameters = {"lr": {"type": "double", "min": 0, "max": 1}}
     return {"experiment": {"parameters": parameters, "trialTemplate": {"trialSpec": spec}}}
 
 
-def job(**container: Any) -> Object:
-    return {"template": {"spec": {"containers": [{"name": "trial", "image": "x", "command": ["x"], **container}]}}}
+def shared_memory(size: Any) -> Object:
+    """Values of a search whose trials have a disk in memory."""
+    volume = {"mountPath": "/dev/shm", "source": {"emptyDir": {"medium": "Memory", "sizeLimit": size}}}
+    parameters = {"lr": {"type": "double", "min": 0, "max": 1}}
+    trainer = {"image": {"repository": "x"}, "extraVolumes": {"shm": volume}}
+    return {"experiment": {"parameters": parameters, "trainer": trainer}}
 
 
 DAILY = "@daily"
@@ -120,6 +123,11 @@ CASES: list[tuple[str | Object, list[str], str]] = [
             "experiment.trainer.extraVolumes.more.source.persistentVolumeClaim.readOnly=false",
         ],
         "experiment.trainer.extraVolumes.more.source.persistentVolumeClaim.readOnly is empty, which Katib refuses",
+    ),
+    (
+        shared_memory("1024Mi"),
+        [],
+        "experiment.trainer.extraVolumes.shm.source.emptyDir.sizeLimit isn't as Kubernetes writes it",
     ),
     # the search's size
     ("iris", ["experiment.parallelTrials=13"], "experiment.parallelTrials (13) is above experiment.maxTrials (12)"),
@@ -240,6 +248,7 @@ CASES: list[tuple[str | Object, list[str], str]] = [
         "experiment.trialTemplate.configMap: Katib doesn't look into it to tell when a trial is done",
     ),
     (trial(spec=job(env=[])), [], "experiment.trialTemplate.trialSpec.spec.template.spec.containers[0].env is empty"),
+    (trial(spec=job(args=["--lr=1"])), [], "experiment.trialTemplate.trialSpec uses no parameter of the search"),
     (
         trial(kind="PyTorchJob", apiVersion="kubeflow.org/v1", spec={"pytorchReplicaSpecs": {}}),
         [],
@@ -307,12 +316,78 @@ def test_what_is_the_trials_shells_is_left_to_it() -> None:
     render(trial(spec=job(args=["${HOME}/x", "${trialParameters.lr}"])))
 
 
+@pytest.mark.parametrize("size", ["1024Mi", "2048Ki", "0.5Gi", "1.5G", "1000M", "2000", "1 Gi", 512, 0])
+def test_a_size_that_kubernetes_writes_otherwise_is_refused_for_katib_would(size: Any) -> None:
+    said = refusal(values=shared_memory(size))
+    assert "extraVolumes.shm.source.emptyDir.sizeLimit isn't as Kubernetes writes it" in said
+
+
+@pytest.mark.parametrize("size", ["1Gi", "512Mi", "1500M", "1100Mi", "1", "0", "2k"])
+def test_a_size_that_kubernetes_writes_alike_is_taken(size: str) -> None:
+    search = experiment(render(shared_memory(size)))
+    volumes = search["spec"]["trialTemplate"]["trialSpec"]["spec"]["template"]["spec"]["volumes"]
+    assert size in [volume.get("emptyDir", {}).get("sizeLimit") for volume in volumes]
+    assert refusals(search) == []
+
+
+@pytest.mark.parametrize(
+    ("container", "said"),
+    [
+        ({"ports": [{"containerPort": 80, "hostPort": 0}]}, "ports[0].hostPort is empty"),
+        ({"readinessProbe": {"initialDelaySeconds": 0}}, "readinessProbe.initialDelaySeconds is empty"),
+        ({"stdinOnce": False}, "stdinOnce is empty"),
+        ({"env": [{"name": "THREADS", "value": 1}]}, "env[0].value isn't as Kubernetes writes it"),
+        ({"args": ["${trialParameters.lr}", 1]}, "args[1] isn't as Kubernetes writes it"),
+        ({"command": ["x", True]}, "command[1] isn't as Kubernetes writes it"),
+        ({"resources": {"limits": {}}}, "resources.limits is empty"),
+    ],
+)
+def test_what_kubernetes_types_do_not_keep_is_refused_for_katib_would(container: Object, said: str) -> None:
+    assert f"trialSpec.spec.template.spec.containers[0].{said}" in refusal(values=trial(spec=job(**container)))
+
+
+def test_an_annotation_that_is_no_text_is_refused_for_katib_would() -> None:
+    spec = job()
+    spec["template"]["metadata"] = {"annotations": {"sidecar.istio.io/inject": False}}
+    path = "experiment.trialTemplate.trialSpec.spec.template.metadata.annotations.sidecar.istio.io/inject"
+    assert f"{path} isn't as Kubernetes writes it" in refusal(values=trial(spec=spec))
+
+
+def test_a_kind_that_katib_does_not_convert_may_hold_anything() -> None:
+    conditions = {"successCondition": "done", "failureCondition": "failed"}
+    values = trial(kind="Workflow", spec=job(stdinOnce=False, env=[{"name": "THREADS", "value": 1}]))
+    values["experiment"]["trialTemplate"] |= conditions
+    render(values)
+
+
 def test_what_katib_keeps_though_it_is_empty_is_taken() -> None:
-    spec = job(args=["", "x"])
-    spec["template"]["metadata"] = {}
-    spec["template"]["spec"]["volumes"] = [{"name": "scratch", "emptyDir": {}}]
-    kept = experiment(render(trial(spec=spec)))["spec"]["trialTemplate"]["trialSpec"]["spec"]
-    assert kept["template"]["spec"]["volumes"] == [{"name": "scratch", "emptyDir": {}}]
+    spec = job(args=["", "${trialParameters.lr}"])
+    spec["template"]["metadata"] = {"labels": {"team": ""}, "annotations": {"note": ""}}
+    spec["template"]["spec"] |= {
+        "nodeSelector": {"node-role.kubernetes.io/worker": ""},
+        "affinity": {"nodeAffinity": {}},
+        "tolerations": [{"operator": "Exists", "tolerationSeconds": 0}],
+        "volumes": [{"name": "scratch", "emptyDir": {}}, {"name": "host", "hostPath": {"path": "/x", "type": ""}}],
+    }
+    search = experiment(render(trial(spec=spec)))
+    assert search["spec"]["trialTemplate"]["trialSpec"]["spec"] == spec
+    assert refusals(search) == []
+
+
+def test_what_our_own_trials_pass_on_is_looked_through_too() -> None:
+    pods = [{"podAffinityTerm": {"labelSelector": {"matchLabels": {}}}}]
+    given: Object = {
+        "affinity": {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": pods}},
+        "tolerations": [{"key": ""}],
+        "topologySpreadConstraints": [{"labelSelector": {"matchLabels": {"job": 7}}}],
+        "extraEnv": {"CPUS": {"resourceFieldRef": {"resource": "limits.cpu", "divisor": 1}}},
+    }
+    said = refusal(values={"experiment": {"trainer": given}})
+    term = "podAntiAffinity.preferredDuringSchedulingIgnoredDuringExecution[0].podAffinityTerm"
+    assert f"experiment.trainer.affinity.{term}.labelSelector.matchLabels is empty" in said
+    assert "experiment.trainer.tolerations[0].key is empty" in said
+    assert "experiment.trainer.topologySpreadConstraints[0].labelSelector.matchLabels.job isn't as Kuber" in said
+    assert "experiment.trainer.extraEnv.CPUS.resourceFieldRef.divisor isn't as Kubernetes writes it" in said
 
 
 def test_a_long_release_name_is_taken_where_the_search_has_a_name_of_its_own() -> None:

@@ -58,16 +58,33 @@ annotations: {{- toYaml . | nindent 2 }}
 {{- toJson $result -}}
 {{- end }}
 
-{{/* Paths, separated by spaces, of what is empty in a part of a Job: what Katib's webhook can't convert. */}}
-{{- define "nas.empties" -}}
+{{/*
+Paths, separated by spaces, of what Katib's webhook can't convert in a part of a Job: what is empty, for Kubernetes' types
+leave it out unless they hold a pointer there, and with a = in front what they write otherwise.
+*/}}
+{{- define "nas.unkept" -}}
 {{- $at := .at -}}
-{{- if kindIs "map" .node -}}
-{{- range $key, $value := .node }} {{ include "nas.empties" (dict "at" (printf "%s.%s" $at $key) "node" $value) }}{{ end -}}
-{{- else if kindIs "slice" .node -}}
-{{- range $index, $value := .node }} {{ include "nas.empties" (dict "at" (printf "%s[%d]" $at $index) "node" $value) }}{{ end -}}
+{{- $text := kindIs "string" .node -}}
+{{- if regexMatch `(\.(labels|annotations|nodeSelector|matchLabels)\..+|\.(args|command)\[[0-9]+\])$` $at -}}
+{{- if not (or $text (kindIs "invalid" .node)) }} ={{ $at }}{{ end -}}
+{{- else if regexMatch `\.(emptyDir\.sizeLimit|divisor)$` $at -}}
+{{- /* In the largest unit that makes it a whole number. */ -}}
+{{- $whole := and $text (regexMatch `^[0-9]+([KMGTPE]i|[numkMGTPE]|[eE][0-9]+)?$` .node) (not (regexMatch `000[a-zA-Z]?$` .node)) -}}
+{{- if or (not $whole) (and (hasSuffix "i" .node) (eq (mod (regexFind `^[0-9]+` .node) 1024) 0)) }} ={{ $at }}{{ end -}}
+{{- else if and (regexMatch `\.env\[[0-9]+\]\.value$` $at) (not $text) }} ={{ $at }}
+{{- else if and (kindIs "map" .node) .node -}}
+{{- range $key, $value := .node }} {{ include "nas.unkept" (dict "at" (printf "%s.%s" $at $key) "node" $value) }}{{ end -}}
+{{- else if and (kindIs "slice" .node) .node -}}
+{{- range $index, $value := .node }} {{ include "nas.unkept" (dict "at" (printf "%s[%d]" $at $index) "node" $value) }}{{ end -}}
+{{- else if not .node -}}
+{{- $kept := regexMatch `(\]|\.(hostPath\.type|storageClassName|options\[[0-9]+\]\.value|rules|sources|nodeSelectorTerms))$` $at -}}
+{{- if kindIs "bool" .node -}}
+{{- $kept = or (hasSuffix ".csi.readOnly" $at) (not (regexMatch `\.(hostNetwork|hostPID|hostIPC|readOnly|stdin|stdinOnce|tty)$` $at)) -}}
+{{- else if kindIs "map" .node -}}
+{{- $kept = not (regexMatch `\.(labels|annotations|nodeSelector|matchLabels|limits|requests|overhead|volumeAttributes)$` $at) -}}
+{{- else if or (kindIs "float64" .node) (kindIs "int64" .node) -}}
+{{- $kept = not (regexMatch `\.(hostPort|initialDelaySeconds|timeoutSeconds|periodSeconds|successThreshold|failureThreshold)$` $at) -}}
 {{- end -}}
-{{- $kept := and (kindIs "map" .node) (regexMatch `\.(affinity|resources|securityContext|emptyDir|metadata|labelSelector)$` $at) -}}
-{{- $kept = or $kept (and (kindIs "string" .node) (hasSuffix "]" $at)) -}}
-{{- $lost := and (kindIs "bool" .node) (regexMatch `\.(hostNetwork|hostPID|hostIPC|readOnly|stdin|tty)$` $at) -}}
-{{- if and (not .node) (not $kept) (or $lost (not (kindIs "bool" .node))) (not (kindIs "float64" .node)) (not (kindIs "int64" .node)) }} {{ $at }}{{ end -}}
+{{- if not $kept }} {{ $at }}{{ end -}}
+{{- end -}}
 {{- end }}
