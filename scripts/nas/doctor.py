@@ -16,7 +16,7 @@ KATIB = "v0.19.0"
 KATIB_URL = "github.com/kubeflow/katib.git/manifests/v1beta1/installs/katib-standalone?ref="
 KATIB_NAMESPACE = "kubeflow"
 KATIB_KINDS = ("experiments.kubeflow.org", "trials.kubeflow.org", "suggestions.kubeflow.org")
-KATIB_PARTS = ("katib-controller", "katib-db-manager", "katib-mysql", "katib-ui")
+KATIB_PARTS = ("katib-controller", "katib-db-manager")  # its database and UI are of the installation's choice
 WEBHOOK = "validator.experiment.katib.kubeflow.org"
 LABEL = "katib.kubeflow.org/metrics-collector-injection"
 DEFAULT_CLASS = "storageclass.kubernetes.io/is-default-class"
@@ -88,7 +88,7 @@ def _katib(cluster: Cluster) -> Iterator[Finding]:
         yield Finding("Katib", f"the cluster doesn't know {', '.join(unknown)}", setup)
         return
     there = {d["metadata"]["name"]: d for d in cluster.objects("Deployment", namespace=KATIB_NAMESPACE)}
-    for name in KATIB_PARTS:
+    for name in sorted({*KATIB_PARTS, *(name for name in there if name.startswith("katib-"))}):
         if name not in there:
             yield Finding("Katib", f"{name} isn't there", setup)
         elif not there[name].get("status", {}).get("readyReplicas"):

@@ -177,12 +177,12 @@ def test_the_batch_job_is_the_one_that_the_upgrade_makes_and_its_result_comes_ho
     assert target == tmp_path / "home/output/iris" / Path(result).name
 
 
-def test_setup_installs_katib_labels_the_namespace_and_waits_for_every_part(cluster: Cluster, tmp_path: Path) -> None:
+def test_setup_installs_katib_labels_the_namespace_and_waits_for_it(cluster: Cluster, tmp_path: Path) -> None:
     doctor.setup(cluster, None, dashboard=False, timeout=7)
     install, wait = (tmp_path / "calls").read_text().splitlines()
     assert install.startswith("--namespace kubeflow apply -k github.com/kubeflow/katib.git/")
-    assert wait.startswith("--namespace kubeflow rollout status deployment/katib-controller deployment/")
-    assert wait.endswith("deployment/katib-ui --timeout=7s")
+    wanted = "deployment/katib-controller deployment/katib-db-manager --timeout=7s"
+    assert wait == f"--namespace kubeflow rollout status {wanted}"
     assert json.loads((tmp_path / "applied").read_text()) == {
         "apiVersion": "v1",
         "kind": "Namespace",

@@ -114,10 +114,10 @@ def test_a_missing_crd_is_mended_by_setup(cluster: Cluster, wrong: Wrong, kind: 
 
 
 def test_a_part_of_katib_that_is_missing_or_not_ready_is_named(cluster: Cluster, wrong: Wrong) -> None:
-    del cluster.held["Deployment"]["katib-ui"]
-    cluster.held["Deployment"]["katib-mysql"]["status"] = {}
+    del cluster.held["Deployment"]["katib-db-manager"]
+    cluster.held["Deployment"]["katib-mysql"] = deployment("katib-mysql") | {"status": {}}
     assert wrong() == {
-        "Katib: katib-ui isn't there": "nas cluster setup --target cluster",
+        "Katib: katib-db-manager isn't there": "nas cluster setup --target cluster",
         "Katib: katib-mysql isn't ready": "kubectl -n kubeflow describe deployment katib-mysql",
     }
 
