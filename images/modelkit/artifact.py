@@ -231,8 +231,7 @@ class Model:
 
     def predict(self, rows: Array) -> npt.NDArray[np.float32]:
         """Probabilities [N, classes] for rows [N, *shape] of the input's dtype. Thread-safe."""
-        result: npt.NDArray[np.float32] = self._session.run(self._outputs, {self.manifest.input.name: rows})[0]
-        return result
+        return np.asarray(self._session.run(self._outputs, {self.manifest.input.name: rows})[0])
 
     def check_answer(self) -> None:
         """Raise ArtifactError unless a row within the input's ranges is answered by probabilities of its classes."""
@@ -249,8 +248,7 @@ class Model:
 def predict(data: bytes, rows: Array) -> npt.NDArray[np.float32]:
     """Probabilities [N, classes] by the model file `data`, exactly as a server computes them (one thread)."""
     session = _session(data, threads=1)
-    result: npt.NDArray[np.float32] = session.run(None, {session.get_inputs()[0].name: rows})[0]
-    return result
+    return np.asarray(session.run(None, {session.get_inputs()[0].name: rows})[0])
 
 
 def score(probabilities: Array, labels: Array, estimator: Estimator) -> Scores:
@@ -380,12 +378,14 @@ def read(folder: Path, expected: str | None = None) -> tuple[Manifest, bytes]:
 
 
 def load(folder: Path, expected: str | None = None, threads: int = 1) -> Model:
-    """The model in `folder`, with the digest `expected` if given. Raises ArtifactError."""
+    """The model in `folder`, with the digest `expected` if given, once it has answered. Raises ArtifactError."""
     manifest, data = read(folder, expected)
     try:
-        return Model(manifest, data, threads)
+        model = Model(manifest, data, threads)
     except Exception as error:  # onnxruntime's exceptions share no base
         raise ArtifactError(f"{folder / MODEL_FILE} can't be built: {error}") from error
+    model.check_answer()
+    return model
 
 
 def _manifest(folder: Path, actual: str) -> Manifest:

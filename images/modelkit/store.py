@@ -282,13 +282,12 @@ class Store:
     def _judge(self, folder: Path, ground: Ground | None) -> Event:
         event = Event(_now(), "refused", "", "")
         try:
-            model = artifact.load(folder)
-            model.check_answer()
-            self._decide(event, model.manifest, ground)
+            manifest = artifact.load(folder).manifest
+            self._decide(event, manifest, ground)
         except artifact.ArtifactError as error:
             event.reason = str(error)
         if event.event == "promoted":
-            self._point("CURRENT", self._commit(folder, model.manifest))
+            self._point("CURRENT", self._commit(folder, manifest))
         return self._close(folder, event)
 
     def _close(self, folder: Path, event: Event) -> Event:

@@ -142,7 +142,7 @@ def unkept(node: Any, path: str = "") -> Iterator[str]:
 
 
 def _pointer(node: Any, path: str, key: str) -> bool:
-    """Whether an empty value stays in Kubernetes' types: as a pointer, in a list, or in a key that is always written."""
+    """Whether an empty value stays in Kubernetes' types: a pointer, an item, or a key that is always written."""
     if isinstance(node, bool):
         flags = ("hostNetwork", "hostPID", "hostIPC", "readOnly", "stdin", "stdinOnce", "tty")
         return key not in flags or path.endswith(".csi.readOnly")

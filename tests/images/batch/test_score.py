@@ -14,12 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import models
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import score
 from blake3 import blake3
 from idx_files import images, labels
+from modelkit import artifact
 
 Arguments = Callable[..., list[str]]
 
@@ -297,6 +299,18 @@ def test_missing_data_model_and_version_are_each_said_with_what_to_do(
         assert score.main(words) == status
         assert sentence in capsys.readouterr().err
         assert nothing_scored(place)
+
+
+def test_a_version_that_answers_amiss_scores_nothing(
+    place: Path, arguments: Arguments, capsys: pytest.CaptureFixture[str]
+) -> None:
+    five = artifact.mlp([(np.zeros((4, 5)), np.zeros(5))], "identity", models.IRIS, models.SPECIES)
+    models.kept(place / "store", "iris", five)
+    (place / "flowers.csv").write_text("\n".join([HEADER, *FLOWERS]))
+    digest = artifact.digest(five)
+    assert score.main(arguments("iris", "--digest", digest, "--input", place / "flowers.csv")) == 1
+    assert f"{digest[:12]}… doesn't answer with 3 probabilities" in capsys.readouterr().err
+    assert not (place / "out" / "_plan.json").exists()
 
 
 def test_a_place_that_can_not_be_written_is_noticed(

@@ -93,6 +93,9 @@ def test_a_model_that_does_not_answer_is_refused(home: Store, trial_folder: Fold
     huge = onnx(layers=[(np.full((2, 2), 3e38), np.zeros(2))] * 2)  # its sums overflow
     assert home.offer(trial_folder("a", 0.9, data=huge)).event == "refused"
     assert "doesn't answer with 2 probabilities" in home.history()[-1].reason
+    with pytest.raises(artifact.ArtifactError, match="doesn't answer with 2 probabilities"):
+        home.promote(artifact.digest(huge))
+    assert home.current() is None
 
 
 def test_lineage_goes_back_to_the_first_ancestor(home: Store, trial_folder: Folder) -> None:

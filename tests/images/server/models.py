@@ -55,6 +55,14 @@ def red_or_not() -> bytes:
 
 def promote(root: Path, name: str, data: bytes, takes: artifact.Input = IRIS, classes: list[str] = SPECIES) -> str:
     """Put a model through a trial's folder into the store, make it current, and return its digest."""
+    kept(root, name, data, takes, classes)
+    digest = artifact.digest(data)
+    Store(root, name).promote(digest)
+    return digest
+
+
+def kept(root: Path, name: str, data: bytes, takes: artifact.Input = IRIS, classes: list[str] = SPECIES) -> Path:
+    """Write a model as a trial's best, and return the trial's folder."""
     if name == "mnist":
         takes, classes = MNIST, DIGITS
     digest = artifact.digest(data)
@@ -80,5 +88,4 @@ def promote(root: Path, name: str, data: bytes, takes: artifact.Input = IRIS, cl
         created="2026-11-24T00:00:00.000+00:00",
     )
     artifact.save(folder, data, manifest)
-    Store(root, name).promote(digest)
-    return digest
+    return folder

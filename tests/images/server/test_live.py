@@ -17,6 +17,7 @@ import numpy as np
 import process
 import pytest
 from modelkit import artifact, files
+from modelkit.store import Store
 
 FLOWER = [5.1, 3.5, 1.4, 0.2]
 
@@ -169,7 +170,9 @@ def test_a_version_that_loads_but_answers_amiss_is_refused(tmp_path: Path) -> No
     async def scene() -> None:
         async with serving(tmp_path) as client:
             five = artifact.mlp([(np.zeros((4, 5)), np.zeros(5))], "identity", models.IRIS, models.SPECIES)
-            await asyncio.to_thread(models.promote, tmp_path, "iris", five)
+            home = Store(tmp_path, "iris")  # which wouldn't make it current itself
+            models.kept(tmp_path, "iris", five).replace(home.version(artifact.digest(five)))
+            files.write(home.folder / "CURRENT", artifact.digest(five).encode())
             assert "doesn't answer with 3 probabilities" in await eventually(lambda: problem(client))
             assert (await client.post("/predict", json=FLOWER)).json()["digest"] == good
 
