@@ -119,8 +119,7 @@ def run(
 
 
 def _seconds(text: str) -> int:
-    found = re.fullmatch(r"([1-9]\d*)([mhd])", text)
-    if not found:
+    if not (found := re.fullmatch(r"([1-9]\d*)([mhd])", text)):
         raise NasError(f"--every {text}: a whole number of minutes, hours or days, such as 30m, 6h or 1d")
     return int(found[1]) * {"m": 60, "h": 3600, "d": 86400}[found[2]]
 
@@ -177,19 +176,21 @@ def batch(
     release: Release = None,
     namespace: Namespace = NAMESPACE,
     build: Build = True,
+    follow: Annotated[bool, typer.Option(help="On a cluster: wait for the Job and bring its result here.")] = True,
 ) -> None:
     """Score files with the promoted model, on all cores.
 
     Of a release on a cluster, its batch Job does it. After a kill, the same command goes on where it was.
 
     Example: nas batch --model iris flowers.csv
+
+    Example: nas batch --model iris flowers.csv --release iris-nas --no-follow
     """
     inputs = inputs or []
     cluster, name = _place(target, namespace, release, model)
     if cluster is not None:
-        given = {"format": form, "onError": on_error, "probabilities": probabilities, "digest": digest, "keep": keep}
-        settings = {key: value for key, value in given.items() if value is not None}
-        release_.batch(cluster, ROOT, name, inputs, settings, output, build)
+        settings = {"format": form, "onError": on_error, "probabilities": probabilities, "digest": digest, "keep": keep}
+        release_.batch(cluster, ROOT, name, settings | {"inputs": inputs}, output, build, follow)
         return
     models = store.Store(HOME / "model", model)
     if not inputs:

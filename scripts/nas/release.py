@@ -118,28 +118,28 @@ def serve(cluster: Cluster, release: str, host: str, port: int) -> None:
 def current(cluster: Cluster, claim: artifacts.Claim, release: str) -> tuple[str, str]:
     """The folder of a release's promoted model on the claim, and the model's name. Raises NasError."""
     model = str(cluster.values(release)["global"]["model"])
-    place = str(claim.kept(model)["place"])
-    if not place:
+    if not (place := str(claim.kept(model)["place"])):
         raise NasError(f"no model of {model!r} has been promoted yet: nas watch {release} {cluster.options}")
     return place, model
 
 
 def batch(
-    cluster: Cluster, root: Path, release: str, inputs: list[Path], settings: Manifest, output: Path | None, build: bool
+    cluster: Cluster, root: Path, release: str, settings: Manifest, output: Path | None, build: bool, follow: bool
 ) -> None:
-    """Score with a release's batch Job, show what it prints, and bring its result home.
+    """Score with a release's batch Job and, to `follow` it, show what it prints and bring its result home.
 
-    `settings` are keys of the chart's batch part. The version is part of the Job, so that the same rows aren't scored
-    twice by the same model. Raises NasError.
+    `settings` are keys of the chart's batch part; it decides where they are None or empty. Their `inputs` are files
+    here. The version is part of the Job, so that the same rows aren't scored twice by the same model. Raises NasError.
     """
     with artifacts.opened(cluster, root, release) as claim:
         folder, model = current(cluster, claim, release)
-        settings = {"enabled": True, "digest": Path(folder).name, **settings}
         # With the content in its name, a changed file makes another Job.
-        names = {path: f"/model/{model}/inputs/{bridge.digest(path)[:12]}/{path.name}" for path in inputs}
+        names = {path: f"/model/{model}/inputs/{bridge.digest(path)[:12]}/{path.name}" for path in settings["inputs"]}
         for path, name in names.items():
             with meter(f"sending {path.name}") as told:
                 claim.put(path, name, told)
+        given = {key: value for key, value in settings.items() if value not in (None, [])}
+        settings = {"enabled": True, "digest": Path(folder).name, **given}
         if names:
             settings["inputs"] = list(names.values())
         job = cluster.template(release, root, "batch/job", settings)
@@ -149,6 +149,9 @@ def batch(
         cluster.upgrade(*words, stdin=json.dumps({"batch": settings}))
         name = job["metadata"]["name"]
         print(f"batch Job {name}, version {settings['digest'][:12]}", flush=True)
+        if not follow:
+            print("it goes on; --follow brings its result here, while this version is current", flush=True)
+            return
         _follow_job(cluster, name)
         place = f"{model}/predictions/{name.rpartition('-')[2]}"  # as the Job's --output says
         target = output or cluster.home / "output" / model / Path(place).name

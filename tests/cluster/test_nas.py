@@ -194,9 +194,11 @@ def test_batch_scores_files_of_this_machine_once_and_brings_the_result_home(
     (tmp_path / "rows.csv").write_text(ROWS)
     words = ["nas", "batch", "--release", release.name, str(tmp_path / "rows.csv"), "--format", "csv"]
     words += ["--output", str(tmp_path / "out")]
+    assert "it goes on" in nas(*words, "--no-follow").stdout
+    assert not (tmp_path / "out").exists()
     jobs = set()
     for _ in range(2):
-        assert "Sample 0: predicted class = 0 (setosa)" in nas(*words).stdout
+        assert "Sample 0: predicted class = 0 (setosa)" in nas(*words, "--follow").stdout
         (predictions,) = (tmp_path / "out").rglob("*.csv")
         assert list(csv.reader(predictions.open()))[1] == ["0", "0", "setosa"]
         jobs |= {job["metadata"]["uid"] for job in release.get("jobs", "--selector=app.kubernetes.io/name=batch")}

@@ -158,8 +158,9 @@ def test_the_batch_job_is_the_one_that_the_upgrade_makes_and_its_result_comes_ho
     cluster: Cluster, claim: Claim, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "rows.csv").write_text("1,2,3,4\n")
-    settings = {"format": "csv", "onError": "skip", "probabilities": True, "keep": ["a", "b"]}
-    release.batch(cluster, ROOT, "iris-nas", [tmp_path / "rows.csv"], settings, None, build=False)
+    settings = {"format": "csv", "onError": "skip", "probabilities": True, "keep": ["a", "b"], "digest": None}
+    settings |= {"inputs": [tmp_path / "rows.csv"]}
+    release.batch(cluster, ROOT, "iris-nas", settings, None, build=False, follow=True)
     words = (tmp_path / "upgrade").read_text().split()
     assert words[:4] == ["--namespace", "nas", "upgrade", "iris-nas"]
     assert words[-3:] == ["--reset-then-reuse-values", "--values", "-"]
@@ -175,6 +176,17 @@ def test_the_batch_job_is_the_one_that_the_upgrade_makes_and_its_result_comes_ho
     assert changed["batch"]["inputs"] == [path]
     assert {f"--digest={DIGEST}", "--format=csv", "--on-error=skip", f"--output=/output/{result}"} <= set(arguments)
     assert target == tmp_path / "home/output/iris" / Path(result).name
+
+
+def test_a_batch_job_that_is_not_followed_is_started_and_left_alone(
+    cluster: Cluster, claim: Claim, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"format": "csv", "keep": None, "inputs": []}
+    release.batch(cluster, ROOT, "iris-nas", settings, None, build=False, follow=False)
+    changed = json.loads((tmp_path / "changed").read_text())
+    assert changed == {"batch": {"enabled": True, "digest": DIGEST, "format": "csv"}}
+    assert claim.moved == []
+    assert "--follow brings its result here" in capsys.readouterr().out
 
 
 def test_setup_installs_katib_labels_the_namespace_and_waits_for_it(cluster: Cluster, tmp_path: Path) -> None:
