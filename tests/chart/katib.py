@@ -122,7 +122,7 @@ def _collector(collector: Object) -> Iterator[str]:
 def unkept(node: Any, path: str = "") -> Iterator[str]:
     """What Kubernetes' types for a Job leave out because it is empty, or write otherwise, so that Katib refuses it."""
     key = path.rpartition(".")[2]
-    if re.search(r"\.((labels|annotations|nodeSelector|matchLabels)\..+|(args|command)\[\d+\])$", path):
+    if re.search(r"\.((labels|annotations|nodeSelector|matchLabels|volumeAttributes)\..+|(args|command)\[\d+\])$", path):
         if not isinstance(node, str):
             yield f"no text {path}"
     elif key in ("sizeLimit", "divisor"):

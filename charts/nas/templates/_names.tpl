@@ -65,7 +65,7 @@ leave it out unless they hold a pointer there, and with a = in front what they w
 {{- define "nas.unkept" -}}
 {{- $at := .at -}}
 {{- $text := kindIs "string" .node -}}
-{{- if regexMatch `(\.(labels|annotations|nodeSelector|matchLabels)\..+|\.(args|command)\[[0-9]+\])$` $at -}}
+{{- if regexMatch `(\.(labels|annotations|nodeSelector|matchLabels|volumeAttributes)\..+|\.(args|command)\[[0-9]+\])$` $at -}}
 {{- if not (or $text (kindIs "invalid" .node)) }} ={{ $at }}{{ end -}}
 {{- else if regexMatch `\.(emptyDir\.sizeLimit|divisor)$` $at -}}
 {{- /* In the largest unit that makes it a whole number. */ -}}
