@@ -84,6 +84,7 @@ def _trial_template(spec: Object) -> Iterator[str]:
     references = [parameter["reference"] for parameter in template["trialParameters"]]
     known = {parameter["name"] for parameter in spec.get("parameters", [])}
     yield from (f"reference {r}" for r in references if known and r not in known and not META.match(r))
+    yield from (f"no trial can be made without {name}" for name in sorted(known - {*references}))
     trial = template.get("trialSpec")
     told = template.get("successCondition") and template.get("failureCondition")
     if (trial or {}).get("kind") not in KINDS_KATIB_KNOWS and not told:
@@ -96,7 +97,7 @@ def _trial_template(spec: Object) -> Iterator[str]:
     if not trial.get("apiVersion") or not trial.get("kind") or {"name", "namespace"} & set(trial.get("metadata", {})):
         yield "apiVersion, kind or metadata of the trialSpec"
     if trial["kind"] == "Job":
-        yield from unkept(trial)
+        yield from (f"empty {path}" for path in empties(trial))
 
 
 def _collector(collector: Object) -> Iterator[str]:
@@ -119,38 +120,19 @@ def _collector(collector: Object) -> Iterator[str]:
     yield from (f"format {text}" for text in formats if not re.match(r".*\(.*\).*\(.*\).*", text))
 
 
-def unkept(node: Any, path: str = "") -> Iterator[str]:
-    """What Kubernetes' types for a Job leave out because it is empty, or write otherwise, so that Katib refuses it."""
-    key = path.rpartition(".")[2]
-    if re.search(r"\.((labels|annotations|nodeSelector|matchLabels|volumeAttributes)\..+|(args|command)\[\d+\])$", path):
-        if not isinstance(node, str):
-            yield f"no text {path}"
-    elif key in ("sizeLimit", "divisor"):
-        number = re.fullmatch(r"(\d+)(.i|[a-zA-Z]|[eE]\d+)?", node) if isinstance(node, str) else None
-        if not number or (int(number[1]) and int(number[1]) % (1024 if "i" in (number[2] or "") else 1000) == 0):
-            yield f"no quantity as Kubernetes writes it {path}"
-    elif re.search(r"\.env\[\d+\]\.value$", path) and not isinstance(node, str):
-        yield f"no text {path}"
-    elif node and isinstance(node, dict):
-        for name, value in node.items():
-            yield from unkept(value, f"{path}.{name}")
-    elif node and isinstance(node, list):
-        for index, value in enumerate(node):
-            yield from unkept(value, f"{path}[{index}]")
-    elif not node and not _pointer(node, path, key):
-        yield f"empty {path}"
+def empties(node: Any, path: str = "") -> Iterator[str]:
+    """Where something is empty in a Job, so that it is lost on the way through Kubernetes' types and Katib refuses it.
 
-
-def _pointer(node: Any, path: str, key: str) -> bool:
-    """Whether an empty value stays in Kubernetes' types: a pointer, an item, or a key that is always written."""
-    if isinstance(node, bool):
-        flags = ("hostNetwork", "hostPID", "hostIPC", "readOnly", "stdin", "stdinOnce", "tty")
-        return key not in flags or path.endswith(".csi.readOnly")
-    if isinstance(node, (int, float)):
-        seconds = ("initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold")
-        return key not in ("hostPort", *seconds)
+    Pointers keep `{}` and false there; other values don't.
+    """
     if isinstance(node, dict):
-        maps = ("labels", "annotations", "nodeSelector", "matchLabels", "limits", "requests", "overhead")
-        return key not in (*maps, "volumeAttributes")
-    pointers = r"(\]|\.(hostPath\.type|storageClassName|options\[\d+\]\.value|rules|sources|nodeSelectorTerms))$"
-    return node is not None and bool(re.search(pointers, path))
+        for key, value in node.items():
+            yield from empties(value, f"{path}.{key}")
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from empties(value, f"{path}[{index}]")
+    pointers = (".affinity", ".resources", ".securityContext", ".emptyDir", ".metadata", ".labelSelector")
+    kept = (node == {} and path.endswith(pointers)) or (node == "" and path.endswith("]"))
+    lost = node is False and path.endswith((".hostNetwork", ".hostPID", ".hostIPC", ".readOnly", ".stdin", ".tty"))
+    if lost or (node in ("", None, [], {}) and node is not False and not kept):
+        yield path

@@ -59,32 +59,39 @@ annotations: {{- toYaml . | nindent 2 }}
 {{- end }}
 
 {{/*
-Paths, separated by spaces, of what Katib's webhook can't convert in a part of a Job: what is empty, for Kubernetes' types
-leave it out unless they hold a pointer there, and with a = in front what they write otherwise.
+Paths, a line each, of what Katib's webhook can't convert in a part of a Job: what is empty, for Kubernetes' types leave it
+out but for pointers; with a = in front what isn't text; and with a ~ quantities that they write otherwise.
 */}}
 {{- define "nas.unkept" -}}
 {{- $at := .at -}}
-{{- $text := kindIs "string" .node -}}
-{{- if regexMatch `(\.(labels|annotations|nodeSelector|matchLabels|volumeAttributes)\..+|\.(args|command)\[[0-9]+\])$` $at -}}
-{{- if not (or $text (kindIs "invalid" .node)) }} ={{ $at }}{{ end -}}
-{{- else if regexMatch `\.(emptyDir\.sizeLimit|divisor)$` $at -}}
+{{- $kind := kindOf .node -}}
+{{- $map := `(\.metadata\.(labels|annotations)|\.(nodeSelector|matchLabels|volumeAttributes|flexVolume\.options))\.(?s:.+)` -}}
+{{- $word := `(\.(args|command)|\.match(Expressions|Fields)\[[0-9]+\]\.values)\[[0-9]+\]|\[[0-9]+\]\.value` -}}
+{{- if eq $kind "invalid" }}{{ printf "\n%s" $at }}
+{{- else if regexMatch (printf `(%s|%s)$` $map $word) $at -}}
+{{- if ne $kind "string" }}{{ printf "\n=%s" $at }}
+{{- else if and (not .node) (regexMatch `\.(env|tolerations)\[[0-9]+\]\.value$` $at) }}{{ printf "\n%s" $at }}{{ end -}}
+{{- else if regexMatch `\.(emptyDir\.sizeLimit|resourceFieldRef\.divisor)$` $at -}}
 {{- /* In the largest unit that makes it a whole number. */ -}}
-{{- $whole := and $text (regexMatch `^[0-9]+([KMGTPE]i|[numkMGTPE]|[eE][0-9]+)?$` .node) (not (regexMatch `000[a-zA-Z]?$` .node)) -}}
-{{- if or (not $whole) (and (hasSuffix "i" .node) (eq (mod (regexFind `^[0-9]+` .node) 1024) 0)) }} ={{ $at }}{{ end -}}
-{{- else if and (regexMatch `\.env\[[0-9]+\]\.value$` $at) (not $text) }} ={{ $at }}
-{{- else if and (kindIs "map" .node) .node -}}
-{{- range $key, $value := .node }} {{ include "nas.unkept" (dict "at" (printf "%s.%s" $at $key) "node" $value) }}{{ end -}}
-{{- else if and (kindIs "slice" .node) .node -}}
-{{- range $index, $value := .node }} {{ include "nas.unkept" (dict "at" (printf "%s[%d]" $at $index) "node" $value) }}{{ end -}}
+{{- $whole := and (eq $kind "string") (regexMatch `^[+-]?[0-9]+([KMGTPE]i|[numkMGTPE]|[eE].*)?$` .node) (not (regexMatch `000[a-zA-Z]?$` .node)) -}}
+{{- if or (not $whole) (and (hasSuffix "i" .node) (eq (mod (regexFind `[0-9]+` .node) 1024) 0)) }}{{ printf "\n~%s" $at }}{{ end -}}
+{{- else if and .node (eq $kind "map") -}}
+{{- range $key, $value := .node }}{{ include "nas.unkept" (dict "at" (printf "%s.%s" $at $key) "node" $value) }}{{ end -}}
+{{- else if and .node (eq $kind "slice") -}}
+{{- range $index, $value := .node }}{{ include "nas.unkept" (dict "at" (printf "%s[%d]" $at $index) "node" $value) }}{{ end -}}
 {{- else if not .node -}}
-{{- $kept := regexMatch `(\]|\.(hostPath\.type|storageClassName|options\[[0-9]+\]\.value|rules|sources|nodeSelectorTerms))$` $at -}}
-{{- if kindIs "bool" .node -}}
-{{- $kept = or (hasSuffix ".csi.readOnly" $at) (not (regexMatch `\.(hostNetwork|hostPID|hostIPC|readOnly|stdin|stdinOnce|tty)$` $at)) -}}
-{{- else if kindIs "map" .node -}}
+{{- $kept := false -}}
+{{- if eq $kind "bool" -}}
+{{- $kept = or (regexMatch `\.(csi|azureDisk)\.readOnly$` $at) (not (regexMatch `\.(hostNetwork|hostPID|hostIPC|readOnly|stdin|stdinOnce|tty)$` $at)) -}}
+{{- else if eq $kind "map" -}}
 {{- $kept = not (regexMatch `\.(labels|annotations|nodeSelector|matchLabels|limits|requests|overhead|volumeAttributes)$` $at) -}}
-{{- else if or (kindIs "float64" .node) (kindIs "int64" .node) -}}
+{{- else if eq $kind "slice" -}}
+{{- $kept = regexMatch `\.(containers|rules|sources|nodeSelectorTerms)$` $at -}}
+{{- else if eq $kind "string" -}}
+{{- $kept = regexMatch `(\]|\.(hostPath\.type|grpc\.service|csi\.fsType|storageClassName|fsGroupChangePolicy|mountPropagation|initiatorName|apiGroup))$` $at -}}
+{{- else -}}
 {{- $kept = not (regexMatch `\.(hostPort|initialDelaySeconds|timeoutSeconds|periodSeconds|successThreshold|failureThreshold)$` $at) -}}
 {{- end -}}
-{{- if not $kept }} {{ $at }}{{ end -}}
+{{- if not $kept }}{{ printf "\n%s" $at }}{{ end -}}
 {{- end -}}
 {{- end }}
