@@ -11,12 +11,13 @@ from pathlib import Path
 from nas import chart, images
 from nas.cluster import LIMIT, Cluster, Target, output
 from nas.errors import NasError
+from nas.experiment import Manifest
 
 KATIB = "v0.19.0"
 KATIB_URL = "github.com/kubeflow/katib.git/manifests/v1beta1/installs/katib-standalone?ref="
 KATIB_NAMESPACE = "kubeflow"
 KATIB_KINDS = ("experiments.kubeflow.org", "trials.kubeflow.org", "suggestions.kubeflow.org")
-KATIB_PARTS = ("katib-controller", "katib-db-manager")  # its database and UI are of the installation's choice
+KATIB_PARTS = ("katib-controller", "katib-db-manager")  # the database is of the installation's choice
 WEBHOOK = "validator.experiment.katib.kubeflow.org"
 LABEL = "katib.kubeflow.org/metrics-collector-injection"
 DEFAULT_CLASS = "storageclass.kubernetes.io/is-default-class"
@@ -87,20 +88,26 @@ def _katib(cluster: Cluster) -> Iterator[Finding]:
     if unknown := [name for name in KATIB_KINDS if name not in crds]:
         yield Finding("Katib", f"the cluster doesn't know {', '.join(unknown)}", setup)
         return
-    there = {d["metadata"]["name"]: d for d in cluster.objects("Deployment", namespace=KATIB_NAMESPACE)}
-    for name in sorted({*KATIB_PARTS, *(name for name in there if name.startswith("katib-"))}):
-        if name not in there:
+    for name, part in _parts(cluster).items():
+        if part is None:
             yield Finding("Katib", f"{name} isn't there", setup)
-        elif not there[name].get("status", {}).get("readyReplicas"):
+        elif not part.get("status", {}).get("readyReplicas"):
             mend = cluster.words("describe", "deployment", name, namespace=KATIB_NAMESPACE)
             yield Finding("Katib", f"{name} isn't ready", mend)
         else:
-            image = there[name]["spec"]["template"]["spec"]["containers"][0]["image"]
+            image = part["spec"]["template"]["spec"]["containers"][0]["image"]
             yield Finding("Katib", f"{name} is ready ({image.rpartition('/')[2]})")
     hooks = [hook for one in cluster.objects("ValidatingWebhookConfiguration") for hook in one.get("webhooks", [])]
     if not any(hook["name"] == WEBHOOK and hook["clientConfig"].get("caBundle") for hook in hooks):
         mend = cluster.words("rollout", "restart", "deployment", "katib-controller", namespace=KATIB_NAMESPACE)
         yield Finding("Katib", "its webhook isn't set up: experiments would be refused", mend)
+
+
+def _parts(cluster: Cluster) -> dict[str, Manifest | None]:
+    """Katib's Deployments without the UI, which a search doesn't need; None for one that isn't there."""
+    there = {d["metadata"]["name"]: d for d in cluster.objects("Deployment", namespace=KATIB_NAMESPACE)}
+    names = {*KATIB_PARTS, *(name for name in there if name.startswith("katib-"))} - {"katib-ui"}
+    return {name: there.get(name) for name in sorted(names)}
 
 
 def _namespace(cluster: Cluster) -> Iterator[Finding]:
@@ -137,8 +144,7 @@ def _images(cluster: Cluster, root: Path, wanted: list[str]) -> Iterator[Finding
                 continue
         mend = f"nas images build {name} && nas images import {name} {cluster.options}"
         mend = mend if name in images.folders(root) else f"import {name}"
-        state = "is" if there else "isn't"
-        yield Finding("image", f"{reference} {state} on the nodes", "" if there else mend)
+        yield Finding("image", f"{reference} {'is' if there else 'is not'} on the nodes", "" if there else mend)
 
 
 def setup(cluster: Cluster, manifests: Path | None, dashboard: bool, timeout: int) -> None:
@@ -156,8 +162,8 @@ def setup(cluster: Cluster, manifests: Path | None, dashboard: bool, timeout: in
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}
     cluster.call("apply", "-f", "-", stdin=json.dumps(namespace))
     print(f"namespace: {cluster.namespace} is there and labelled", flush=True)
-    print(f"katib: waiting for {', '.join(KATIB_PARTS)}", flush=True)
-    parts = [f"deployment/{name}" for name in KATIB_PARTS]
+    parts = [f"deployment/{name}" for name in _parts(cluster)]
+    print(f"katib: waiting for {', '.join(parts)}", flush=True)
     cluster.call("rollout", "status", *parts, f"--timeout={timeout}s", namespace=KATIB_NAMESPACE)
     print("the cluster is ready for searches")
 

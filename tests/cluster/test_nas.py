@@ -99,7 +99,7 @@ def test_the_doctor_finds_a_missing_label_and_a_missing_image_and_says_what_mend
     wrong = [line for line in found.stdout.splitlines() if line.startswith("WRONG")]
     assert (found.returncode, len(wrong)) == (1, 2), found.stdout
     assert "has no metrics-collector label" in wrong[0]
-    assert "gone:latest isn't on the nodes" in wrong[1]
+    assert "gone:latest is not on the nodes" in wrong[1]
     nas("sh", "-c", found.stdout.partition("-> ")[2].splitlines()[0])
     assert nas("nas", "doctor", "--namespace", namespace).returncode == 0
 

@@ -122,6 +122,11 @@ def test_a_part_of_katib_that_is_missing_or_not_ready_is_named(cluster: Cluster,
     }
 
 
+def test_a_search_needs_no_user_interface_of_katib(cluster: Cluster, wrong: Wrong) -> None:
+    cluster.held["Deployment"]["katib-ui"] = deployment("katib-ui") | {"status": {}}
+    assert wrong() == {}
+
+
 def test_a_webhook_without_its_certificate_is_told(cluster: Cluster, wrong: Wrong) -> None:
     cluster.held["ValidatingWebhookConfiguration"]["katib"]["webhooks"][0]["clientConfig"] = {}
     (mend,) = wrong().values()
@@ -148,7 +153,7 @@ def test_what_this_user_may_not_read_is_told_and_the_rest_is_looked_at(cluster: 
     cluster.held["Node"]["one"]["status"]["images"] = []
     found = wrong("server:latest")
     assert found.pop("storage: storageclasses is forbidden") == "ask for the right"
-    assert list(found) == ["image: server:latest isn't on the nodes"]
+    assert list(found) == ["image: server:latest is not on the nodes"]
 
 
 def test_an_image_that_no_node_has_is_told_but_not_one_of_a_registry(cluster: Cluster, wrong: Wrong) -> None:
@@ -166,7 +171,7 @@ def test_an_image_on_other_machines_that_list_no_more_than_fifty_cannot_be_told(
     told = "server:latest: can't be told, as a node lists 50 images at most"
     assert Finding("image", told) in doctor.findings(cluster, tmp_path, ["server:latest"])  # type: ignore[arg-type]
     many.pop()
-    assert list(wrong("server:latest")) == ["image: server:latest isn't on the nodes"]
+    assert list(wrong("server:latest")) == ["image: server:latest is not on the nodes"]
 
 
 def test_nodes_under_pressure_not_ready_or_of_two_kinds_are_told(cluster: Cluster, wrong: Wrong) -> None:
