@@ -62,8 +62,7 @@ def cost(*command: str | Path, core: int | None = None) -> Cost:
     process = subprocess.Popen(
         [str(word) for word in command],
         stdout=subprocess.DEVNULL,
-        # Bytecode is kept, as it is in the images.
-        env=os.environ | {"PYTHONDONTWRITEBYTECODE": ""} | ({"OMP_NUM_THREADS": "1"} if core is not None else {}),
+        env=os.environ | ({"OMP_NUM_THREADS": "1"} if core is not None else {}),
         preexec_fn=(lambda: os.sched_setaffinity(0, {core})) if core is not None else None,
     )
     _, status, usage = os.wait4(process.pid, 0)
@@ -266,6 +265,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5, help="of speed and scaling (default: %(default)s)")
     parser.add_argument("--kills", type=int, default=50, help="default: %(default)s")
     args = parser.parse_args()
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # bytecode is kept, as it is in the images
     generator = np.random.default_rng(0)
     with tempfile.TemporaryDirectory(prefix="nas-bench-") as scratch:
         home = Path(scratch)

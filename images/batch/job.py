@@ -211,7 +211,9 @@ class Job:
         plan, classes = self.plan, self._wanted.classes
         counts = np.sum([record.counts for record in records], axis=0)
         confusion, rows = counts[:-1], sum(record.rows for record in records)
-        seconds = max(record.began + record.seconds for record in records) - min(record.began for record in records)
+        spans = np.array(sorted((record.began, record.began + record.seconds) for record in records))
+        pauses = np.maximum(spans[1:, 0] - np.maximum.accumulate(spans[:-1, 1]), 0)  # in which no process was at work
+        seconds = float(spans[:, 1].max() - spans[0, 0] - pauses.sum())
         success: dict[str, Any] = {
             "model": plan.request.model,
             "digest": plan.digest,
@@ -225,7 +227,7 @@ class Job:
             success |= {"labelled": found["rows"], "accuracy": found["accuracy"]}
             title = f"{plan.request.model} {plan.digest[:12]}: accuracy {found['accuracy']:.4f} of {found['rows']} rows"
             _put(self.output, "_metrics.json", _json(found))
-            _put(self.output, "_confusion.png", picture(confusion, classes, title))
+            _put(self.output, "_confusion.png", picture(confusion, classes, f"{title}; columns: predicted"))
         success["timing"] = {"seconds": seconds, "rows_per_second": rows / max(seconds, 1e-9), "shards": records}
         _put(self.output, SUCCESS, _json(success))
 
@@ -317,7 +319,9 @@ def _check(inputs: list[Input]) -> None:
         with readable(Path(pin.path)):
             now = Path(pin.path).stat()
         if (now.st_size, now.st_mtime_ns) != (pin.size, pin.mtime_ns):
-            raise InputError(f"{pin.path} has changed since the job began: put it back, or give another --output")
+            raise InputError(
+                f"{pin.path} has changed since the job began: put it back, or begin another job, with another --output"
+            )
 
 
 def _put(output: Path, name: str, data: bytes) -> None:

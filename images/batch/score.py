@@ -38,7 +38,6 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--shard-index is 0 to {args.shards - 1} with --shards {args.shards}, not {args.shard_index}")
     mnist = Path(os.environ.get("NAS_DATA", "/data")).absolute() / "mnist" / "t10k-images-idx3-ubyte.gz"
     inputs = [str((mnist if name == "mnist-test" else Path(name)).absolute()) for name in args.input]
-    status = 1
     try:
         if str(mnist) in inputs and not mnist.exists():
             raise InputError(f"the MNIST test set is not at {mnist}; get it with: nas data mnist")
@@ -48,13 +47,13 @@ def main(argv: list[str] | None = None) -> int:
         found = job.begin(args.output, request, args.digest, lambda digest: _load(kept, digest, args.wait))
         done = not found or _share(found, args, words)
         if HELPER not in os.environ:
-            told = job.summary(args.output) if done else "the other shards are not done yet: the last one ends the job"
-            print("" if found else "complete already\n", told, sep="", flush=True)
+            print("" if found else "complete already\n", end="")
+            print(job.summary(args.output) if done else "the other shards are not done yet: the last one ends the job")
         return 0
     except (InputError, job.JobError) as error:
         message, status = str(error), REFUSED
     except (store.StoreError, artifact.ArtifactError, files.LockError, OSError) as error:
-        message = store.explain(error, args.output)
+        message, status = store.explain(error, args.output), 1
     print(f"error: {message}", file=sys.stderr)
     return status
 
@@ -101,6 +100,8 @@ def _load(kept: store.Store, digest: str | None, wait: float) -> artifact.Model:
 def _share(found: job.Job, args: argparse.Namespace, words: list[str]) -> bool:
     """Work on the job, with helpers where there is enough to do. Whether all of it is done."""
     every = range(found.plan.shards)
+    if (done := sum(map(found.over, every))) and HELPER not in os.environ:
+        print(f"goes on   {done} of {len(every)} shards are done")
     mine = every if args.shard_index is None else every[args.shard_index : args.shard_index + 1]
     count = min(args.workers, sum(not found.over(shard) for shard in mine)) - 1
     command = [sys.executable, str(Path(__file__).absolute()), *words, "--workers=1"]
@@ -126,4 +127,6 @@ if __name__ == "__main__":
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no error
     if HELPER in os.environ:
         threading.Thread(target=_end_with_parent, daemon=True).start()
-    os._exit(main())  # all is written: to take down the interpreter first is 2 % of half a million rows
+    # To take down the interpreter first is 2 % of half a million rows. A line that waits in a buffer would be lost.
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    os._exit(main())

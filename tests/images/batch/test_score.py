@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import models
 import numpy as np
@@ -341,18 +342,27 @@ def test_a_job_that_is_ended_leaves_no_process_and_no_traceback(
     assert not (place / "out" / "_SUCCESS").exists()
 
 
-def test_the_last_line_gets_through_a_pipe_and_a_full_disk_behind_it_is_told(
-    place: Path, arguments: Arguments, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_last_line_gets_through_a_pipe(place: Path, arguments: Arguments, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     (place / "one").write_bytes(images([1]))
     command = [sys.executable, score.__file__, *arguments("mnist", "--input", place / "one")]
     whole = subprocess.run(command, capture_output=True, text=True, check=True)
     assert whole.stdout.splitlines()[-1] == f"output    {place}/out"
-    with Path("/dev/full").open("w") as full:
-        again = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    assert again.returncode == 1
-    assert again.stderr.startswith("error: no space left")
+
+
+def test_a_job_that_is_taken_up_says_how_far_it_is_and_counts_no_pause(
+    place: Path, arguments: Arguments, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "four").write_bytes(images([1, 2, 3, 4]))
+    words = arguments("mnist", "--input", place / "four", "--shards", "2")
+    assert score.main([*words, "--shard-index", "0"]) == 0
+    assert "goes on" not in capsys.readouterr().out
+    record = place / "out/_work/00000.json"  # as if the first shard were of an hour ago
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"began": time.time() - 3600}))
+    assert score.main(words) == 0
+    assert "goes on   1 of 2 shards are done" in capsys.readouterr().out
+    timing: Any = success(place)["timing"]
+    assert timing["seconds"] == pytest.approx(sum(shard["seconds"] for shard in timing["shards"]))
 
 
 def test_a_reader_that_stops_reading_is_no_error(place: Path, arguments: Arguments) -> None:
