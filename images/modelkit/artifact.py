@@ -352,8 +352,7 @@ def save(folder: Path, data: bytes, manifest: Manifest) -> None:
 
     The new manifest waits under another name until its model is in place. Raises OSError.
     """
-    text = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
-    files.write(folder / _NEXT, text)
+    files.write(folder / _NEXT, msgspec.json.format(msgspec.json.encode(manifest), indent=2))
     files.write(folder / MODEL_FILE, data)
     (folder / _NEXT).replace(folder / MANIFEST_FILE)
     files.sync_folder(folder)

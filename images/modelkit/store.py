@@ -376,8 +376,7 @@ class Store:
         files.write(self.folder / name, f"{digest}\n".encode())
 
     def _record(self, event: Event) -> Event:
-        path = self.folder / "history.jsonl"
-        with path.open("ab+") as file:
+        with (self.folder / "history.jsonl").open("ab+") as file:
             file.seek(max(0, file.tell() - 1))
             torn = file.read() not in (b"", b"\n")
             file.write(b"\n" * torn + msgspec.json.encode(event) + b"\n")

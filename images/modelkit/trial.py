@@ -296,8 +296,7 @@ class Trial:
 
     def _score(self, model: bytes, folds: Sequence[bytes]) -> tuple[Scores, artifact.Outcomes]:
         """On the validation rows: a hold-out's by the model, each fold's by the model that never saw it."""
-        models = [model] if self._data.estimator == "holdout" else folds
-        parts = zip(models, self._data.held, strict=True)
+        parts = zip([model] if self._data.estimator == "holdout" else folds, self._data.held, strict=True)
         probabilities = np.concatenate([artifact.predict(one, self._data.rows[held]) for one, held in parts])
         scores = artifact.score(probabilities, self._held_labels, self._data.estimator)
         return scores, artifact.Outcomes.of(probabilities.argmax(axis=1) == self._held_labels)

@@ -55,8 +55,7 @@ class Reader:
         names = f" ({', '.join(map(_told, self._features))})" if takes.features else ""
         lists = f" or {takes.image[0]}×{takes.image[1]} lists" if takes.image else ""
         whole = ", whole from 0 to 255" if takes.dtype == "uint8" else ""
-        kind = "values" if self._has_categories else "numbers"
-        self.expected = f"{self._size} {kind}{names}{lists}{whole}"
+        self.expected = f"{self._size} {'values' if self._has_categories else 'numbers'}{names}{lists}{whole}"
 
     def rows(self, body: bytes) -> tuple[Array, bool]:
         """Rows [N, *shape] of the input's dtype, and whether it was one row on its own.

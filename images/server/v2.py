@@ -195,5 +195,4 @@ def _array(tensor: Numbers, raw: bytes) -> Array:
 def _bytes(array: Array) -> bytes:
     if array.dtype != object:
         return array.tobytes()
-    texts = [text.encode() for text in array]
-    return b"".join(len(text).to_bytes(4, "little") + text for text in texts)
+    return b"".join(len(data := text.encode()).to_bytes(4, "little") + data for text in array)

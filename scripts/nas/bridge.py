@@ -78,8 +78,7 @@ def send(base: Path, source: IO[bytes], target: IO[bytes], told: Told) -> int:
     """
     files = listing(base)
     say(target, files)
-    starts = hear(source)
-    for file, start, parts in _lacking(files, starts, told):
+    for file, start, parts in _lacking(files, hear(source), told):
         try:
             data = (base / file["path"]).open("rb")
         except FileNotFoundError as error:
@@ -184,7 +183,7 @@ def kept(root: Path, model: str, experiment: str = "", adopt: bool = False) -> d
     current = home.current()
     trials = (root / model / "trials").glob(f"{experiment}/*/metrics.jsonl") if experiment else []
     return {
-        "manifest": msgspec.to_builtins(home.load().manifest) if current else None,
+        "manifest": msgspec.to_builtins(home.find().manifest) if current else None,
         "place": str(home.version(current)) if current else "",
         "reasons": reasons(home, experiment),
         "epochs": {path.parent.name: path.read_bytes().count(b"\n") for path in trials},

@@ -194,8 +194,8 @@ def batch(
         return
     models = store.Store(HOME / "model", model)
     if not inputs:
-        if (models.find(digest) if digest else models.load()).manifest.input.image is None:
-            raise NasError(f"{model} takes rows of a table, so name the files: make batch MODEL={model} ARGS=FILE.csv")
+        if models.find(digest).manifest.input.image is None:
+            raise NasError(f"{model} takes rows of a table, so name the files: .venv/bin/nas batch -m {model} FILE.csv")
         data.ensure("mnist", HOME / "data")
     digest = digest or models.current()
     words = ["--format", form, "--on-error", on_error, *(["--probabilities"] if probabilities else [])]

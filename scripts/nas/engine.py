@@ -264,8 +264,7 @@ def image_folder(experiment: Experiment, places: Places) -> Path:
 
 def command_line(experiment: Experiment, trial: Trial, places: Places) -> tuple[str, dict[str, str]]:
     """What `sh -c` gets, and the environment: Katib's unquoted joining of words, with this machine's paths."""
-    job = experiment.job(trial.name, trial.assignments)
-    containers = job["spec"]["template"]["spec"]["containers"]
+    containers = experiment.job(trial.name, trial.assignments)["spec"]["template"]["spec"]["containers"]
     container = next(c for c in containers if c["name"] == experiment.container["name"])
     paths = {"/app": str(image_folder(experiment, places))}
     paths |= {path: str(places.store) for path in experiment.claim_paths}

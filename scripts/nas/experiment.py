@@ -154,8 +154,7 @@ class Experiment:
         values = observation.get(self.metric, [])
         if rule is None or len(values) != rule.start_step:
             return False
-        best = max(values) if self.maximize else min(values)
-        return self.better(rule.value, best)
+        return self.better(rule.value, max(values) if self.maximize else min(values))
 
 
 def _substitute(node: Any, values: dict[str, str]) -> Any:

@@ -29,8 +29,7 @@ def run(root: Path, home: Path, values: str, number: int | None, resume: bool, s
     path = chart.values_file(root, values)
     if resume and settings:
         raise NasError("an interrupted run goes on as it began: leave --set out, or leave --resume out for a new run")
-    manifest = _interrupted(places, path) if resume else _new(places, path, number, settings)
-    experiment = Experiment(manifest)
+    experiment = Experiment(_interrupted(places, path) if resume else _new(places, path, number, settings))
     if not experiment.model:
         raise NasError(f"the Experiment of {path} doesn't say which model it makes: set global.model")
     image = image_folder(experiment, places)
@@ -55,7 +54,7 @@ def run(root: Path, home: Path, values: str, number: int | None, resume: bool, s
     if search.interrupted:
         view.note(f"interrupted; to go on: .venv/bin/nas run {values} --resume, or make with ARGS=--resume")
         return 128 + search.interrupted
-    current = store.load().manifest if store.current() else None
+    current = store.find().manifest if store.current() else None
     place = f"{files.shown(store.version(current.digest[:12]))}*" if current else ""
     failed = search.state == "Failed" or search.best is None
     after = next_commands(current) if current and not failed else []
@@ -111,7 +110,7 @@ def data_digest(experiment: Experiment, places: Places) -> str:
 def _current_parameters(store: Store, experiment: Experiment) -> dict[str, str] | None:
     """What the current model was trained with, by the search's names, where that can be its first trial; else None."""
     with contextlib.suppress(*TOLD, ValueError):  # no model, a broken one (an offer will mend or tell it), other values
-        given = store.load().manifest.parameters
+        given = store.find().manifest.parameters
         first = {name: given.get(name.replace("-", "_"), "") for name in experiment.space}
         suggest.frozen(suggest.space(experiment), first, None)
         if experiment.algorithm != "grid":  # it has its own order

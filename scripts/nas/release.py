@@ -150,7 +150,9 @@ def batch(
         name = job["metadata"]["name"]
         print(f"batch Job {name}, version {settings['digest'][:12]}", flush=True)
         if not follow:
-            print("it goes on; --follow brings its result here, while this version is current", flush=True)
+            print(
+                f"it goes on; for its result, the same command with --digest {settings['digest']} --follow", flush=True
+            )
             return
         _follow_job(cluster, name)
         place = f"{model}/predictions/{name.rpartition('-')[2]}"  # as the Job's --output says

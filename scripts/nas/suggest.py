@@ -143,8 +143,7 @@ def _points(name: str, distribution: Any) -> list[Any]:
 
 
 def _parse(distribution: BaseDistribution, text: str) -> Any:
-    parsers = {IntDistribution: int, FloatDistribution: float}
-    return parsers.get(type(distribution), str)(text)
+    return {IntDistribution: int, FloatDistribution: float}.get(type(distribution), str)(text)
 
 
 def _text(value: Any) -> str:

@@ -154,8 +154,7 @@ class View:
         best = self.search.best
         for trial in trials:
             value = self.search.value(trial)
-            colour = _COLOURS.get(trial.state, "red")
-            state = Text(trial.state + (" *best*" if trial is best else ""), colour)
+            state = Text(trial.state + (" *best*" if trial is best else ""), _COLOURS.get(trial.state, "red"))
             if trial.failed or (trial.state == "Running" and trial.message):
                 state.append(f" {trial.message}")
             cells = [trial.short, *(number(trial.assignments[name]) for name in experiment.space), self._epoch(trial)]

@@ -150,7 +150,7 @@ def test_ctrl_c_interrupts_a_search_and_resume_ends_it(nas: Nas, home: Path, tmp
         (["batch", "--model", "a b"], "model name 'a b': letters, digits"),
         (
             ["batch"],
-            "iris takes rows of a table, so name the files: make batch MODEL=iris ARGS=FILE.csv",
+            "iris takes rows of a table, so name the files: .venv/bin/nas batch -m iris FILE.csv",
         ),
         (["images", "build"], "which images? batch, mnist-trainer, server, tabular-trainer, or --all"),
         (["artifacts", "put", "gone", "x", "--release", "x"], "a file or folder here, which 'gone' isn't"),

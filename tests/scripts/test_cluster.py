@@ -26,6 +26,7 @@ esac
 KUBECTL = """#!/bin/sh
 case "$*" in
   *"get Namespace"*) [ ! -e $STATE/forbidden ] || { echo 'namespaces is forbidden: no right'; exit 1; } ;;
+  *"get Deployment"*) echo '{"items": [{"metadata": {"name": "katib-mysql"}}, {"metadata": {"name": "katib-ui"}}]}' ;;
   *"get Job"*) echo '{"status": {"conditions": [{"type": "Complete", "status": "True"}]}}' ;;
   *"get "*) echo '{"items": []}' ;;
   *"apply -f -"*) cat >$STATE/applied ;;
@@ -186,15 +187,15 @@ def test_a_batch_job_that_is_not_followed_is_started_and_left_alone(
     changed = json.loads((tmp_path / "changed").read_text())
     assert changed == {"batch": {"enabled": True, "digest": DIGEST, "format": "csv"}}
     assert claim.moved == []
-    assert "--follow brings its result here" in capsys.readouterr().out
+    assert f"the same command with --digest {DIGEST} --follow" in capsys.readouterr().out
 
 
 def test_setup_installs_katib_labels_the_namespace_and_waits_for_it(cluster: Cluster, tmp_path: Path) -> None:
     doctor.setup(cluster, None, dashboard=False, timeout=7)
     install, wait = (tmp_path / "calls").read_text().splitlines()
     assert install.startswith("--namespace kubeflow apply -k github.com/kubeflow/katib.git/")
-    wanted = "deployment/katib-controller deployment/katib-db-manager --timeout=7s"
-    assert wait == f"--namespace kubeflow rollout status {wanted}"
+    wanted = " ".join(f"deployment/katib-{name}" for name in ("controller", "db-manager", "mysql"))
+    assert wait == f"--namespace kubeflow rollout status {wanted} --timeout=7s"
     assert json.loads((tmp_path / "applied").read_text()) == {
         "apiVersion": "v1",
         "kind": "Namespace",

@@ -106,7 +106,7 @@ def test_the_current_models_parameters_are_told_of_where_the_first_trial_has_the
     tried: bool,
 ) -> None:
     model = SimpleNamespace(manifest=SimpleNamespace(parameters={"value": value}))
-    monkeypatch.setattr(Store, "load", lambda _: model)
+    monkeypatch.setattr(Store, "find", lambda _: model)
     experiment = Experiment(manifest(algorithm={"algorithmName": algorithm}))
     found = local._current_parameters(Store(places.store, "toy"), experiment)
     assert found == ({"value": value} if tried else None)

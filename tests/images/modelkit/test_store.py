@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from modelkit import artifact, files, store
 from modelkit.store import Gate, Store
+from nas import bridge
 
 Folder = Callable[..., Path]
 
@@ -96,6 +97,18 @@ def test_a_model_that_does_not_answer_is_refused(home: Store, trial_folder: Fold
     with pytest.raises(artifact.ArtifactError, match="doesn't answer with 2 probabilities"):
         home.promote(artifact.digest(huge))
     assert home.current() is None
+
+
+def test_of_a_current_version_that_does_not_answer_the_manifest_can_be_read_all_the_same(
+    home: Store, trial_folder: Folder, onnx: Callable[..., bytes]
+) -> None:
+    huge = onnx(layers=[(np.full((2, 2), 3e38), np.zeros(2))] * 2)
+    home.version("").mkdir(parents=True)
+    trial_folder("a", 0.9, data=huge).replace(home.version(artifact.digest(huge)))
+    files.write(home.folder / "CURRENT", artifact.digest(huge).encode())
+    with pytest.raises(artifact.ArtifactError, match="doesn't answer"):
+        home.load()
+    assert bridge.kept(home.root, home.model)["manifest"]["trial"] == "a"
 
 
 def test_lineage_goes_back_to_the_first_ancestor(home: Store, trial_folder: Folder) -> None:
