@@ -47,8 +47,9 @@ def main(argv: list[str] | None = None) -> int:
         found = job.begin(args.output, request, args.digest, lambda digest: _load(kept, digest, args.wait))
         done = not found or _share(found, args, words)
         if HELPER not in os.environ:
+            told = job.summary(args.output) if done else "the other shards are not done yet: the last one ends the job"
             print("" if found else "complete already\n", end="")
-            print(job.summary(args.output) if done else "the other shards are not done yet: the last one ends the job")
+            print(told, flush=True)
         return 0
     except (InputError, job.JobError) as error:
         message, status = str(error), REFUSED
@@ -101,7 +102,7 @@ def _share(found: job.Job, args: argparse.Namespace, words: list[str]) -> bool:
     """Work on the job, with helpers where there is enough to do. Whether all of it is done."""
     every = range(found.plan.shards)
     if (done := sum(map(found.over, every))) and HELPER not in os.environ:
-        print(f"goes on   {done} of {len(every)} shards are done")
+        print(f"goes on   {done} of {len(every)} shards are done", flush=True)
     mine = every if args.shard_index is None else every[args.shard_index : args.shard_index + 1]
     count = min(args.workers, sum(not found.over(shard) for shard in mine)) - 1
     command = [sys.executable, str(Path(__file__).absolute()), *words, "--workers=1"]
@@ -127,6 +128,4 @@ if __name__ == "__main__":
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no error
     if HELPER in os.environ:
         threading.Thread(target=_end_with_parent, daemon=True).start()
-    # To take down the interpreter first is 2 % of half a million rows. A line that waits in a buffer would be lost.
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    os._exit(main())
+    os._exit(main())  # to take down the interpreter first is 2 % of half a million rows; what is printed is flushed
