@@ -5,6 +5,7 @@
 
 import atexit
 import functools
+import json
 import os
 import shutil
 import subprocess
@@ -49,7 +50,7 @@ def run_helm(*words: str, stdin: str | None = None) -> subprocess.CompletedProce
 def words(values: str | Object | None, settings: tuple[str, ...]) -> tuple[list[str], str | None]:
     """helm's arguments for a preset's name or for values themselves, with `--set` settings; and its stdin."""
     files = [str(ROOT / f"values/{name}.yaml") for name in PRESETS[values]] if isinstance(values, str) else []
-    stdin = yaml.safe_dump(values) if isinstance(values, dict) else None
+    stdin = json.dumps(values) if isinstance(values, dict) else None
     given = ["--values", "-"] if stdin is not None else [word for file in files for word in ("--values", file)]
     return given + [word for setting in settings for word in ("--set", setting)], stdin
 

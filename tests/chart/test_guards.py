@@ -320,6 +320,12 @@ def test_what_is_the_trials_shells_is_left_to_it() -> None:
 REFUSED: list[tuple[Object, str, str]] = [
     ({"stdin": False}, "stdin", "is empty"),
     ({"stdinOnce": False}, "stdinOnce", "is empty"),
+    ({"tty": False}, "tty", "is empty"),
+    ({"resources": {"requests": {}}}, "resources.requests", "is empty"),
+    *[
+        ({"livenessProbe": {"exec": {"command": ["x"]}, key: 0}}, f"livenessProbe.{key}", "is empty")
+        for key in ("initialDelaySeconds", "timeoutSeconds", "successThreshold", "failureThreshold")
+    ],
     ({"workingDir": ""}, "workingDir", "is empty"),
     ({"env": []}, "env", "is empty"),
     ({"env": [None]}, "env[0]", "is empty"),
@@ -347,10 +353,21 @@ TAKEN: list[Object] = [
     {"securityContext": {"privileged": False, "readOnlyRootFilesystem": False, "runAsUser": 0}},
     {"envFrom": [{"secretRef": {"name": "x", "optional": False}}]},
     {"livenessProbe": {"httpGet": {"port": 80, "httpHeaders": [{"name": "a", "value": ""}]}}},
+    {"livenessProbe": {"grpc": {"port": 80, "service": ""}}},
+    {"volumeMounts": [{"name": "a", "mountPath": "/a", "mountPropagation": ""}]},
     {"lifecycle": {"preStop": {"sleep": {"seconds": 0}}}},
 ]
 PODS_REFUSED: list[tuple[Object, str, str]] = [
     ({"hostNetwork": False}, "hostNetwork", "is empty"),
+    ({"hostPID": False}, "hostPID", "is empty"),
+    ({"hostIPC": False}, "hostIPC", "is empty"),
+    ({"overhead": {}}, "overhead", "is empty"),
+    ({"volumes": [{"name": "a", "csi": {"volumeAttributes": {}}}]}, "volumes[0].csi.volumeAttributes", "is empty"),
+    (
+        {"affinity": {"x": {"matchFields": [{"key": "a", "operator": "In", "values": [1]}]}}},
+        "affinity.x.matchFields[0].values[0]",
+        "isn't text",
+    ),
     ({"nodeSelector": {}}, "nodeSelector", "is empty"),
     ({"nodeSelector": {"gpu": True}}, "nodeSelector.gpu", "isn't text"),
     ({"tolerations": [{"key": "a", "value": True}]}, "tolerations[0].value", "isn't text"),
@@ -367,6 +384,12 @@ PODS_TAKEN: list[Object] = [
     {"volumes": [{"name": "a", "emptyDir": {}}, {"name": "b", "hostPath": {"path": "/x", "type": ""}}]},
     {"volumes": [{"name": "labels", "configMap": {"name": "x", "optional": False, "defaultMode": 0}}]},
     {"volumes": [{"name": "a", "csi": {"driver": "x", "readOnly": False, "volumeAttributes": {"b": ""}}}]},
+    {"volumes": [{"name": "a", "azureDisk": {"diskName": "x", "diskURI": "y", "readOnly": False}}]},
+    {"volumes": [{"name": "a", "csi": {"driver": "x", "fsType": ""}}, {"name": "b", "projected": {"sources": []}}]},
+    {"volumes": [{"name": "a", "iscsi": {"targetPortal": "x", "iqn": "y", "lun": 0, "initiatorName": ""}}]},
+    {"securityContext": {"fsGroupChangePolicy": ""}, "dnsConfig": {"options": [{"name": "a", "value": ""}]}},
+    {"volumes": [{"name": "a", "ephemeral": {"volumeClaimTemplate": {"spec": {"storageClassName": ""}}}}]},
+    {"volumes": [{"name": "a", "ephemeral": {"volumeClaimTemplate": {"spec": {"dataSource": {"apiGroup": ""}}}}}]},
 ]
 POD = "experiment.trialTemplate.trialSpec.spec.template.spec"
 
@@ -406,7 +429,7 @@ def test_a_size_that_kubernetes_writes_otherwise_is_refused_for_katib_would(size
     assert "extraVolumes.shm.source.emptyDir.sizeLimit isn't a quantity as Kubernetes writes it" in said
 
 
-@pytest.mark.parametrize("size", ["1Gi", "512Mi", "1500M", "1100Mi", "1", "0", "2k"])
+@pytest.mark.parametrize("size", ["1Gi", "512Mi", "1500M", "1100Mi", "1", "0", "2k", "1e3", "-1Gi"])
 def test_a_size_that_kubernetes_writes_alike_is_taken(size: str) -> None:
     search = experiment(render(shared_memory(size)))
     volumes = search["spec"]["trialTemplate"]["trialSpec"]["spec"]["template"]["spec"]["volumes"]
@@ -433,6 +456,20 @@ def test_a_volume_and_a_variable_may_have_the_name_of_a_key() -> None:
     volume = {"mountPath": "/labels", "source": {"configMap": {"name": "x"}}}
     trainer = {"extraVolumes": {"labels": volume}, "extraEnv": {"value": {"fieldRef": {"fieldPath": "metadata.name"}}}}
     render({"experiment": {**shared_memory("1Gi")["experiment"], "trainer": {"image": {"repository": "x"}, **trainer}}})
+
+
+def test_containers_that_are_none_are_told_in_a_sentence() -> None:
+    for containers in ([None], ["x"], "x", [{"name": 7}]):
+        spec = {"template": {"spec": {"containers": containers}}}
+        assert "experiment.trialTemplate.trialSpec has no container named trial" in refusal(values=trial(spec=spec))
+
+
+def test_limits_that_are_all_taken_away_leave_nothing_empty() -> None:
+    limits = {"cpu": None, "memory": None}
+    trainer = {"image": {"repository": "x"}, "resources": {"limits": limits, "requests": {"cpu": 1, "memory": "1Gi"}}}
+    search = experiment(render({"experiment": {**shared_memory("1Gi")["experiment"], "trainer": trainer}}))
+    (container,) = search["spec"]["trialTemplate"]["trialSpec"]["spec"]["template"]["spec"]["containers"]
+    assert container["resources"] == {"requests": {"cpu": 1, "memory": "1Gi"}}
 
 
 def test_every_parameter_of_the_search_has_its_place_in_the_trial() -> None:

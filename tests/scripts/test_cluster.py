@@ -182,11 +182,12 @@ def test_the_batch_job_is_the_one_that_the_upgrade_makes_and_its_result_comes_ho
 def test_a_batch_job_that_is_not_followed_is_started_and_left_alone(
     cluster: Cluster, claim: Claim, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = {"format": "csv", "keep": None, "inputs": []}
+    (tmp_path / "rows.csv").write_text("1,2,3,4\n")
+    settings = {"format": "csv", "keep": None, "inputs": [tmp_path / "rows.csv"]}
     release.batch(cluster, ROOT, "iris-nas", settings, None, build=False, follow=False)
     changed = json.loads((tmp_path / "changed").read_text())
-    assert changed == {"batch": {"enabled": True, "digest": DIGEST, "format": "csv"}}
-    assert claim.moved == []
+    ((_, sent),) = claim.moved  # the file, and no result
+    assert changed == {"batch": {"enabled": True, "digest": DIGEST, "format": "csv", "inputs": [sent]}}
     assert f"the same command with --digest {DIGEST} --follow" in capsys.readouterr().out
 
 

@@ -84,7 +84,11 @@ securityContext:
   allowPrivilegeEscalation: false
   readOnlyRootFilesystem: true
   capabilities: {drop: [ALL]}
-{{- with $part.resources }}
+{{- $resources := dict }}
+{{- range $key, $amounts := $part.resources }}
+{{- if $amounts }}{{ $_ := set $resources $key $amounts }}{{ end }}
+{{- end }}
+{{- with $resources }}
 resources: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with $part.extraEnv }}
