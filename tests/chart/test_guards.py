@@ -121,7 +121,7 @@ CASES: list[tuple[str | Object, list[str], str]] = [
             "experiment.trainer.extraVolumes.more.source.persistentVolumeClaim.claimName=more",
             "experiment.trainer.extraVolumes.more.source.persistentVolumeClaim.readOnly=false",
         ],
-        "experiment.trainer.extraVolumes.more.source.persistentVolumeClaim.readOnly is empty: remove it",
+        "experiment.trainer.extraVolumes.more.source.persistentVolumeClaim.readOnly is empty (or false, or 0)",
     ),
     (
         shared_memory("1024Mi"),
@@ -269,6 +269,11 @@ CASES: list[tuple[str | Object, list[str], str]] = [
         "iris",
         ["experiment.trialTemplate.configMap.configMapName=c"],
         "experiment.trialTemplate.configMap.templatePath is missing",
+    ),
+    (
+        {"experiment": {**NAS, "algorithm": {"name": "enas"}, "trialTemplate": trial()["experiment"]["trialTemplate"]}},
+        [],
+        "experiment.trialTemplate.trialParameters are missing",
     ),
     (trial(apiVersion=""), [], "experiment.trialTemplate.trialSpec needs apiVersion and kind"),
     (trial(metadata={"name": "x"}), [], "experiment.trialTemplate.trialSpec.metadata has a name or a namespace"),

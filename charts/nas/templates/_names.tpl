@@ -73,7 +73,7 @@ out but for pointers; with a = in front what isn't text; and with a ~ quantities
 {{- else if and (not .node) (regexMatch `\.(env|tolerations)\[[0-9]+\]\.value$` $at) }}{{ printf "\n%s" $at }}{{ end -}}
 {{- else if regexMatch `\.(emptyDir\.sizeLimit|resourceFieldRef\.divisor)$` $at -}}
 {{- /* In the largest unit that makes it a whole number. */ -}}
-{{- $whole := and (eq $kind "string") (regexMatch `^[+-]?[0-9]+([KMGTPE]i|[numkMGTPE]|[eE].*)?$` .node) (not (regexMatch `000[a-zA-Z]?$` .node)) -}}
+{{- $whole := and (eq $kind "string") (regexMatch `^[+-]?[0-9]+([KMGTPE]i|[numkMGTPE]|[eE]-?[0-9]+)?$` .node) (not (regexMatch `000[a-zA-Z]?$` .node)) -}}
 {{- if or (not $whole) (and (hasSuffix "i" .node) (eq (mod (regexFind `[0-9]+` .node) 1024) 0)) }}{{ printf "\n~%s" $at }}{{ end -}}
 {{- else if and .node (eq $kind "map") -}}
 {{- range $key, $value := .node }}{{ include "nas.unkept" (dict "at" (printf "%s.%s" $at $key) "node" $value) }}{{ end -}}
