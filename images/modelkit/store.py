@@ -121,10 +121,13 @@ class Store:
         return sorted(found.values(), key=lambda entry: entry.manifest.created, reverse=True)
 
     def find(self, prefix: str | None = None) -> Entry:
-        """The model whose digest starts with `prefix` (None: CURRENT). Raises StoreError when none or several do."""
+        """The model whose digest starts with `prefix` (None: CURRENT). Raises StoreError when none or several do.
+
+        ArtifactError when CURRENT's is broken.
+        """
         if not (start := self.current() if prefix is None else prefix):
             raise StoreError(self.nothing() if prefix is None else "an empty digest names no model")
-        with contextlib.suppress(artifact.ArtifactError):
+        with contextlib.suppress(*[] if prefix is None else [artifact.ArtifactError]):
             return self._version(start)
         matches = [entry for entry in self.entries() if entry.manifest.digest.startswith(start.lower())]
         if len(matches) == 1:
@@ -266,7 +269,7 @@ class Store:
         """Judge what killed trials left; with data that neither CURRENT nor the offer has, it waits for one who has."""
         events, comparable = [], {ground and ground.data_digest}
         with contextlib.suppress(artifact.ArtifactError, StoreError):
-            comparable.add(self.load().manifest.data_digest)
+            comparable.add(self.find().manifest.data_digest)
         for folder in self._trials():
             if (folder / OFFERED).exists() or folder.resolve() == offering:
                 continue

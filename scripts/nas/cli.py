@@ -194,16 +194,17 @@ def batch(
         return
     models = store.Store(HOME / "model", model)
     if not inputs:
-        if models.find(digest).manifest.input.image is None:
+        if models.find(digest or None).manifest.input.image is None:
             raise NasError(f"{model} takes rows of a table, so name the files: .venv/bin/nas batch -m {model} FILE.csv")
         data.ensure("mnist", HOME / "data")
-    digest = digest or models.current()
+    digest = digest or (None if output else models.current())  # a job that is there goes on with its own
     words = ["--format", form, "--on-error", on_error, *(["--probabilities"] if probabilities else [])]
     words += ["--input", *map(str, inputs)] if inputs else []
     words += ["--keep", *keep] if keep else []
     words += ["--digest", digest] if digest else []
     if output is None:  # the same command finds its unfinished job again; another model or a changed file is a new one
-        found = [path for given in inputs for path in sorted(given.parent.glob(given.name)) or [given]]
+        # "." and "/" have no name, and no pattern may be empty.
+        found = [path for given in inputs for path in sorted(given.parent.glob(given.name or "*.")) or [given]]
         states = [(str(path), path.stat().st_mtime_ns if path.exists() else 0) for path in found]
         key = hashlib.sha256(repr([words, states]).encode()).hexdigest()[:8]
         output = HOME / "output" / model / f"{inputs[0].name.split('.')[0] if inputs else 'mnist-test'}-{key}"

@@ -109,6 +109,18 @@ def test_of_a_current_version_that_does_not_answer_the_manifest_can_be_read_all_
     with pytest.raises(artifact.ArtifactError, match="doesn't answer"):
         home.load()
     assert bridge.kept(home.root, home.model)["manifest"]["trial"] == "a"
+    trial_folder("killed", 0.8)
+    assert [event.event for event in home.adopt()] == ["promoted"]
+
+
+def test_a_damaged_current_version_is_told_and_not_taken_for_the_trial_it_came_from(
+    home: Store, trial_folder: Folder
+) -> None:
+    digest = home.offer(trial_folder("a", 0.9)).digest
+    (home.version(digest) / "model.onnx").write_bytes(b"cut")
+    with pytest.raises(artifact.ArtifactError, match="is damaged"):
+        home.find()
+    assert home.find(digest).folder.name == "a"
 
 
 def test_lineage_goes_back_to_the_first_ancestor(home: Store, trial_folder: Folder) -> None:
