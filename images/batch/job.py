@@ -212,8 +212,8 @@ class Job:
         counts = np.sum([record.counts for record in records], axis=0)
         confusion, rows = counts[:-1], sum(record.rows for record in records)
         spans = np.array(sorted((record.began, record.began + record.seconds) for record in records))
-        pauses = np.maximum(spans[1:, 0] - np.maximum.accumulate(spans[:-1, 1]), 0)  # in which no process was at work
-        seconds = float(spans[:, 1].max() - spans[0, 0] - pauses.sum())
+        pauses = np.maximum(spans[1:, 0] - np.maximum.accumulate(spans[:-1, 1]), 0)  # when no process was at work
+        seconds = float(spans[:, 1].max() - spans[0, 0] - pauses[pauses > 1].sum())
         success: dict[str, Any] = {
             "model": plan.request.model,
             "digest": plan.digest,
@@ -260,7 +260,7 @@ def _resume(output: Path, request: Request, digest: str | None, load: Load) -> J
     pairs = [(name, getattr(plan.request, name), getattr(request, name)) for name in Request.__struct_fields__]
     differs = [f"{name} {held}, not {asked}" for name, held, asked in pairs if held != asked]
     if digest and not plan.digest.startswith(digest):
-        differs.append(f"version {plan.digest[:12]}, not {digest[:12]}")
+        differs.append(f"--digest {plan.digest[:12]}, not {digest[:12]}")
     if differs:
         raise JobError(f"{output} is another job's ({'; '.join(differs)}): give another --output")
     _check(plan.inputs)

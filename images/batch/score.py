@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.shard_index is not None and not 0 <= args.shard_index < args.shards:
         parser.error(f"--shard-index is 0 to {args.shards - 1} with --shards {args.shards}, not {args.shard_index}")
     mnist = Path(os.environ.get("NAS_DATA", "/data")).absolute() / "mnist" / "t10k-images-idx3-ubyte.gz"
-    inputs = [str((mnist if name == "mnist-test" else Path(name)).absolute()) for name in args.input]
+    inputs = [str((mnist if name == "mnist-test" else Path(name)).absolute()) for name in args.input or ["mnist-test"]]
     try:
         if str(mnist) in inputs and not mnist.exists():
             raise InputError(f"the MNIST test set is not at {mnist}; get it with: nas data mnist")
@@ -72,11 +72,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--model", required=True, help="the model's name in the store, for example mnist")
     add("--digest", help="score with this version, or enough of its start (default: the current one)")
     add("--wait", type=float, default=0, metavar="SECONDS", help="how long to wait for a first model (default: 0)")
-    add("--input", nargs="+", default=["mnist-test"], help="files, globs, or mnist-test (default)")
+    add("--input", nargs="+", action="extend", help="files, globs, or mnist-test (default)")
     add("--output", type=Path, required=True, help="folder for the predictions, of this job alone")
     add("--format", choices=FORMATS, default="parquet", help="of the predictions (default: %(default)s)")
     add("--probabilities", action="store_true", help="write each class's probability too")
-    add("--keep", nargs="+", default=[], metavar="COLUMN", help="columns of CSV and Parquet inputs to carry through")
+    add("--keep", nargs="+", action="extend", default=[], metavar="COLUMN", help="columns of tables to carry through")
     add("--on-error", choices=["fail", "skip"], default="fail", help="on a bad row: end, or leave it out and tell")
     add("--print", type=int, default=100, help="predictions to print (default: %(default)s)")
     add("--shards", type=int, default=0, help=f"parts of the rows (default: one for each {job.SHARD_ROWS})")
