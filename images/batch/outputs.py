@@ -33,7 +33,7 @@ class Writer:
         self._file, self._classes = file, pa.array(classes, pa.string())
         self._scores = [f"p_{name}" for name in classes] if probabilities else []
         names = ["row", "class", "label", *self._scores]
-        renamed = [f"input_{name}" if name in names else name for name in kept]
+        renamed = [f"input_{name}" if name.removeprefix("input_") in {*names} & {*kept} else name for name in kept]
         self._score = pa.float32() if kind == "parquet" else pa.float64()
         types = [pa.int64(), pa.int32(), pa.dictionary(pa.int32(), pa.string()), *[self._score] * len(self._scores)]
         self._schema = pa.schema(list(zip([*names, *renamed], [*types, *kept.values()], strict=True)))

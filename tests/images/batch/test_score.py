@@ -126,6 +126,28 @@ def test_an_option_that_is_given_again_adds_to_what_it_said(place: Path, argumen
     assert {"id", "petal_width"} <= set(pq.read_table(place / "out").column_names)
 
 
+def test_a_column_named_as_a_renamed_one_is_kept_beside_it(place: Path, arguments: Arguments) -> None:
+    (place / "flowers.csv").write_text(f"{HEADER},label,input_label\n{FLOWERS[0]},setosa,mine\n")
+    words = ["--input", place / "flowers.csv", "--format", "jsonl", "--keep", "label", "input_label"]
+    assert score.main(arguments("iris", *words)) == 0
+    (row,) = (json.loads(line) for path in place.glob("out/part-*") for line in path.read_text().splitlines())
+    assert (row["input_label"], row["input_input_label"]) == ("setosa", "mine")
+
+
+def test_a_job_in_a_folder_goes_on_with_its_version_when_another_is_current(
+    place: Path, arguments: Arguments, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "flowers.csv").write_text("\n".join([HEADER, *FLOWERS]))
+    words = ["--input", place / "flowers.csv", "--shards", "2"]
+    first = (place / "store/iris/CURRENT").read_text().strip()
+    assert score.main(arguments("iris", *words, "--shard-index", "0")) == 0
+    second = models.promote(place / "store", "iris", models.iris_constant(2))
+    assert score.main(arguments("iris", *words, "--digest", second)) == 3
+    assert f"another job's (--digest {first[:12]}, not {second[:12]})" in capsys.readouterr().err
+    assert score.main(arguments("iris", *words)) == 0
+    assert success(place)["digest"] == first
+
+
 def test_bad_rows_are_left_out_and_told_when_asked_for(
     place: Path, arguments: Arguments, capsys: pytest.CaptureFixture[str]
 ) -> None:
